@@ -1,0 +1,1 @@
+"""What a site has: folders of images and packed sets, both behind ``common.episode.SiteData``."""

@@ -1,0 +1,175 @@
+"""A site at work: ``prepare -> adapt -> reply``.
+
+The three steps are apart so that a simulation can adapt many sites at once between the outer two,
+and an edge site can do the work in a process of its own.
+"""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from client.data.sites import open_site_data
+from client.settings import SiteSettings
+from common.episode import Episode, Examples, SiteData, all_of, sample_episode
+from common.errors import SiteDataError
+from common.heads import class_sums
+from common.judge import Judgement, judge, summary
+from common.messages import ClassTable, Introduction, Judged, Request, Update
+from common.params import difference, on_device
+from common.plan import Plan, plan_for
+from common.reptile import Adapted, adapt
+from common.seeds import seed_of
+from common.settings import InnerLoop, Settings
+
+
+@dataclass(frozen=True)
+class Work:
+    """One adaptation, ready to be done: everything that ``adapt`` takes, and the query set to judge on."""
+
+    plan: Plan
+    request: Request
+    params: dict[str, Tensor]
+    slots: dict[str, Tensor]
+    episode: Episode
+    inner: InnerLoop
+    generator: torch.Generator
+    began: float
+
+
+class Site:
+    """One site of a run. Reads its data when first needed."""
+
+    def __init__(self, site: SiteSettings, settings: Settings) -> None:
+        self.site = site
+        self.settings = settings
+        self.plan = plan_for(settings, site.device)
+
+    @cached_property
+    def data(self) -> SiteData:
+        return open_site_data(Path(self.site.data), self.site.name, self.settings.data)
+
+    def introduce(self) -> Introduction:
+        """Say what the site has: name, classes and counts if they may leave, device, versions."""
+        counts = {name: self.data.count(name) for name in self.data.classes()} if self.site.class_names else {}
+        packages = {name: version(name) for name in ("torch", "flwr", "numpy")}
+        return Introduction(self.site.name, counts, self.site.device, {**packages, "python": platform.python_version()})
+
+    def prepare(self, request: Request) -> Work:
+        """Draw the round's episode from the stream named by run seed, site and round."""
+        episode_settings = self.settings.episode
+        generator = self._generator(request, "episode")
+        episode = sample_episode(
+            self.data,
+            _capped(episode_settings.way, self.site.max_way),
+            _capped(episode_settings.shot, self.site.max_shot),
+            episode_settings.query if request.judge else 0,
+            generator,
+        )
+        return self._work(request, episode, generator)
+
+    def adapt(self, work: Work) -> Adapted:
+        """Run the inner loop on the support set."""
+        with threads(self.site.threads):
+            return adapt(work.plan.learner, work.params, work.episode.support, work.inner, work.generator, work.slots)
+
+    def reply(self, work: Work, adapted: Adapted) -> Update:
+        """Pack what the adaptation changed, with the figures that may be reported."""
+        delta = self.plan.update.pack(difference(adapted.params, work.params))
+        slots = self.plan.slots.pack(difference(adapted.slots, work.slots))
+        scalars = {
+            "num-examples": float(len(work.episode.support)),
+            "inner-steps": float(work.inner.steps),
+            "seconds": time.monotonic() - work.began,
+        }
+        if work.request.judge:
+            with threads(self.site.threads):
+                scalars |= summary(judge(self.plan.learner, work.params, adapted.params, work.episode))
+        return Update(delta.numpy(), slots.numpy(), scalars)
+
+    def train(self, request: Request) -> Update:
+        """Do one round of training."""
+        work = self.prepare(request)
+        return self.reply(work, self.adapt(work))
+
+    def evaluate(self, request: Request) -> Judged:
+        """Judge adaptation on episodes of this site, before and after, on queries that adaptation has not seen."""
+        judged, settings = Judgement(), self.settings
+        generator = self._generator(request, "judge")
+        for _ in range(settings.judge.episodes):
+            episode = sample_episode(
+                self.data, settings.episode.way, settings.judge.shot, settings.episode.query, generator
+            )
+            work = self._work(request, episode, generator)
+            adapted = self.adapt(work)
+            with threads(self.site.threads):
+                judged += judge(self.plan.learner, work.params, adapted.params, work.episode)
+        if not judged.after.total:
+            raise SiteDataError(
+                "no class of the site has an input left over to judge on; add a second input to a class"
+            )
+        return Judged(summary(judged), judged.after.per_class() if self.site.class_names else {})
+
+    def class_table(self, request: Request) -> ClassTable:
+        """Sum the embeddings of each class with enough inputs, under the params of the request."""
+        everything = all_of(self.data)
+        support = everything.support.to(self.site.device)
+        params = on_device(self.plan.params.unpack(torch.from_numpy(request.params.copy())), self.site.device)
+        with threads(self.site.threads), torch.no_grad():
+            buffers = self.plan.learner.freeze(params, support)
+            embeddings = self.plan.learner.embed(params, buffers, support.inputs)
+            sums, counts = class_sums(embeddings, support.labels, support.way)
+        keep = [i for i, count in enumerate(counts.tolist()) if count >= self.site.min_count]
+        names = tuple(everything.classes[i] for i in keep)
+        return ClassTable(names, tuple(int(counts[i]) for i in keep), sums[keep].cpu().numpy())
+
+    def _work(self, request: Request, episode: Episode, generator: torch.Generator) -> Work:
+        device = self.site.device
+        inner = self.settings.inner
+        if self.site.max_steps:
+            inner = dataclasses.replace(inner, steps=min(inner.steps, self.site.max_steps))
+        on_site = Episode(
+            episode.classes, _cast(episode.support, self.plan, device), _cast(episode.query, self.plan, device)
+        )
+        return Work(
+            self.plan,
+            request,
+            on_device(self.plan.params.unpack(torch.from_numpy(request.params.copy())), device),
+            on_device(self.plan.slots.unpack(torch.from_numpy(request.slots.copy())), device),
+            on_site,
+            inner,
+            generator,
+            time.monotonic(),
+        )
+
+    def _generator(self, request: Request, purpose: str) -> torch.Generator:
+        seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)
+        return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with this many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _capped(value: int, limit: int) -> int:
+    return min(value, limit) if limit else value
+
+
+def _cast(examples: Examples, plan: Plan, device: str) -> Examples:
+    dtype = getattr(torch, plan.params.dtype)
+    return Examples(examples.inputs.to(device, dtype), examples.labels.to(device), examples.way)

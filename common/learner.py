@@ -1,0 +1,149 @@
+"""A network with its head and its normalisation: all that ``adapt`` and ``judge`` need of a model."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from common.episode import Examples
+from common.errors import SettingsError
+from common.heads import Head, LinearHead, PrototypeHead
+from common.networks import build_network, embedding_size
+from common.params import Params
+from common.settings import ModelSettings, Settings
+
+Buffers = dict[str, Tensor]
+
+
+class Learner:
+    """Maps (params, examples) to losses and predictions. Holds no params of its own.
+
+    Only parameters are learned and travel. Buffers do not: normalisation statistics are computed
+    from the support set each time, and anything else (constants, integer counters) stays as the
+    network's function built it.
+    """
+
+    def __init__(
+        self, network: nn.Module, head: Head, model: ModelSettings, embedding: int, transductive: bool
+    ) -> None:
+        self.network = network.requires_grad_(False)
+        self.embedding = embedding
+        self.head = head
+        self.normalisation = model.normalisation
+        self.transductive = transductive
+        self._prepare_normalisation()
+
+    def _prepare_normalisation(self) -> None:
+        for name, module in self.network.named_modules():
+            if not isinstance(module, _BatchNorm):
+                continue
+            if self.normalisation == "frozen" and not module.track_running_stats:
+                raise SettingsError(
+                    f"layer {name!r} keeps no running statistics (track_running_stats=False), so they cannot be "
+                    "frozen from the support set; build it with running statistics or set model.normalisation = 'batch'"
+                )
+            # A cumulative average over one batch, from a fresh counter, is that batch's statistics.
+            module.momentum = None
+            module.reset_running_stats()
+
+    def to(self, device: str) -> "Learner":
+        """Move the network's buffers to a device."""
+        self.network.to(device)
+        return self
+
+    def loss(self, params: Params, examples: Examples) -> Tensor:
+        """Return the inner loss on a batch, normalised with the batch's own statistics."""
+        embeddings = self._embed(params, examples.inputs, self._fresh_buffers(), batch_statistics=True)
+        return self.head.loss(params, embeddings, examples.labels, examples.way)
+
+    @torch.no_grad()
+    def log_probs(self, params: Params, support: Examples, inputs: Tensor) -> Tensor:
+        """Return log-probabilities [n, way] of inputs [n, C, H, W], given the support set.
+
+        With frozen normalisation the result for one input does not depend on the others. With
+        batch normalisation each input shares a batch with the whole support set (paper, section
+        6.1, without transduction), or all inputs share one batch without it (transduction).
+        """
+        if self.normalisation == "frozen":
+            return self.classify(params, self.freeze(params, support), support, inputs)
+        if self.transductive:
+            known = self._embed(params, support.inputs, self._fresh_buffers(), batch_statistics=True)
+            query = self._embed(params, inputs, self._fresh_buffers(), batch_statistics=True)
+            return self.head.log_probs(params, known, support.labels, support.way, query)
+        rows = []
+        for one in torch.split(inputs, 1):
+            batch = torch.cat([support.inputs, one])
+            both = self._embed(params, batch, self._fresh_buffers(), batch_statistics=True)
+            rows.append(self.head.log_probs(params, both[:-1], support.labels, support.way, both[-1:]))
+        return torch.cat(rows) if rows else inputs.new_zeros(0, support.way)
+
+    @torch.no_grad()
+    def freeze(self, params: Params, support: Examples) -> Buffers:
+        """Return buffers that hold the normalisation statistics of the support set under these params."""
+        buffers = self._fresh_buffers()
+        self._embed(params, support.inputs, buffers, batch_statistics=True)
+        return buffers
+
+    @torch.no_grad()
+    def embed(self, params: Params, buffers: Buffers, inputs: Tensor) -> Tensor:
+        """Return embeddings [n, d], normalised with frozen statistics."""
+        return self._embed(params, inputs, buffers, batch_statistics=False)
+
+    def classify(self, params: Params, buffers: Buffers, support: Examples, inputs: Tensor) -> Tensor:
+        """Return log-probabilities [n, way] with statistics that ``freeze`` returned."""
+        known = self.embed(params, buffers, support.inputs)
+        query = self.embed(params, buffers, inputs)
+        return self.head.log_probs(params, known, support.labels, support.way, query)
+
+    def _fresh_buffers(self) -> Buffers:
+        return {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+
+    def _embed(self, params: Params, inputs: Tensor, buffers: Buffers, *, batch_statistics: bool) -> Tensor:
+        self.network.train(batch_statistics)
+        weights = {name: value for name, value in params.items() if not name.startswith("head.")}
+        embeddings: Tensor = functional_call(self.network, {**weights, **buffers}, (inputs,))
+        return embeddings
+
+
+def build_learner(settings: Settings) -> tuple[Learner, dict[str, Tensor]]:
+    """Build the learner and the initial params that the settings and their seed name.
+
+    The global random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.run.seed)
+        network = build_network(settings.model, settings.data)
+        size = embedding_size(network, settings.data)
+        params = {name: value.detach().clone() for name, value in network.named_parameters()}
+        if any(name.startswith("head.") for name in params):
+            raise SettingsError("a parameter of the network is named 'head.…', which is kept for the linear head")
+        head: Head = PrototypeHead(settings.model.sharpness)
+        if settings.model.head == "linear":
+            head = LinearHead()
+            dtype = next((value.dtype for value in params.values()), torch.float32)
+            layer = nn.Linear(size, settings.episode.way, dtype=dtype)
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            params["head.weight"], params["head.bias"] = layer.weight.detach(), layer.bias.detach()
+    learner = Learner(network, head, settings.model, size, settings.judge.transductive)
+    if not trainable_names(params, settings):
+        raise SettingsError(f"inner.frozen = {settings.inner.frozen!r} leaves no param to adapt")
+    return learner, params
+
+
+def trainable_names(params: Params, settings: Settings) -> list[str]:
+    """Return the names of the params that sites adapt and send updates of."""
+    return [name for name in params if not settings.inner.is_frozen(name)]
+
+
+def with_views(support: Examples, views: int) -> Examples:
+    """Return the support set with each input ``views`` times."""
+    if views == 1:
+        return support
+    return replace(
+        support,
+        inputs=support.inputs.repeat_interleave(views, 0),
+        labels=support.labels.repeat_interleave(views, 0),
+    )

@@ -1,0 +1,309 @@
+"""What travels: requests to sites, and their replies. Torch-free.
+
+Params and updates are one flat array each (Flower's cost is per tensor), laid out by a manifest
+that both ends derive from the settings; its digest is compared. Nothing received is unpickled, and
+no size stated by the sender is believed: the expected size comes from the manifest.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from common.errors import RequestError, UpdateError
+
+Flat = NDArray[Any]
+
+SCALARS = frozenset(
+    {"num-examples", "inner-steps", "seconds", "num-query"}
+    | {f"{figure}-{when}" for figure in ("accuracy", "nll", "ece") for when in ("before", "after")}
+)
+"""The only figures that a site may report about a round."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What both ends derived beforehand: elements of params, of an update and of slots, and the dtype."""
+
+    params: int
+    update: int
+    slots: int
+    embedding: int
+    dtype: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the server asks of a site."""
+
+    round: int
+    params: Flat
+    """[params], in the agreed dtype."""
+    slots: Flat
+    """[slots]; empty unless the inner optimizer carries state."""
+    judge: bool
+    """Also judge on a query set that adaptation has not seen."""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Sums of embeddings and counts by class name, so that others can recognise a class they never saw."""
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+    sums: Flat
+    """[len(names), d]."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site's reply to one round of training."""
+
+    delta: Flat
+    """[update]: adapted minus initial, of the params that are not frozen."""
+    slots: Flat
+    """[slots]: change of the inner optimizer's state."""
+    scalars: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A site's reply to a request for judgement."""
+
+    scalars: Mapping[str, float]
+    per_class: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Class name -> (correct, total) after adaptation."""
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a site says about itself. Never a sample."""
+
+    name: str
+    classes: Mapping[str, int]
+    """Class name -> number of inputs."""
+    device: str
+    versions: Mapping[str, str]
+
+
+def encode_request(request: Request, digest: str) -> RecordDict:
+    arrays = {"params": Array(request.params)}
+    if request.slots.size:
+        arrays["slots"] = Array(request.slots)
+    config = ConfigRecord({"round": request.round, "judge": request.judge, "manifest": digest})
+    return RecordDict({"request": ArrayRecord(arrays), "config": config})
+
+
+def decode_request(content: RecordDict, agreed: Agreement) -> Request:
+    """Raises RequestError if the server's message is not of the agreed form."""
+    try:
+        config: dict[str, Any] = dict(content.config_records["config"])
+        if config["manifest"] != agreed.digest:
+            raise RequestError(
+                f"the server's manifest {str(config['manifest'])[:12]} differs from this site's {agreed.digest[:12]}: "
+                "network, head, frozen names or code version differ; install the same version as the server"
+            )
+        arrays = _arrays(
+            content.array_records["request"], {"params": agreed.params, "slots": agreed.slots}, agreed.dtype
+        )
+        return Request(int(config["round"]), arrays["params"], arrays["slots"], bool(config["judge"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RequestError(f"the server's message is malformed: {error!r}") from error
+    except UpdateError as error:
+        raise RequestError(f"the server's params do not fit: {error}") from error
+
+
+def encode_update(update: Update) -> RecordDict:
+    arrays = {"delta": Array(update.delta)}
+    if update.slots.size:
+        arrays["slots"] = Array(update.slots)
+    return RecordDict({"update": ArrayRecord(arrays), "scalars": MetricRecord(dict(update.scalars))})
+
+
+def decode_update(content: RecordDict, agreed: Agreement) -> Update:
+    """Check a reply in full. Raises UpdateError, whose cause the server counts."""
+    _exactly(content, {"update", "scalars"})
+    record = _record(content, "update", ArrayRecord)
+    arrays = _arrays(record, {"delta": agreed.update, "slots": agreed.slots}, agreed.dtype)
+    scalars = decode_scalars(_record(content, "scalars", MetricRecord))
+    if scalars.get("num-examples", 0) < 1:
+        raise UpdateError("scalars", "num-examples is missing or below 1")
+    return Update(arrays["delta"], arrays["slots"], scalars)
+
+
+def encode_judged(judged: Judged) -> RecordDict:
+    names = sorted(judged.per_class)
+    per_class = ConfigRecord(
+        {
+            "names": names,
+            "correct": [judged.per_class[name][0] for name in names],
+            "total": [judged.per_class[name][1] for name in names],
+        }
+    )
+    return RecordDict({"scalars": MetricRecord(dict(judged.scalars)), "per-class": per_class})
+
+
+def decode_judged(content: RecordDict) -> Judged:
+    """Raises UpdateError if the reply is not of the agreed form."""
+    _exactly(content, {"scalars", "per-class"})
+    table = _record(content, "per-class", ConfigRecord)
+    _exactly(table, {"names", "correct", "total"})
+    names, correct, total = _names(table["names"]), _counts(table["correct"]), _counts(table["total"])
+    if not len(names) == len(correct) == len(total) or any(c > t for c, t in zip(correct, total, strict=True)):
+        raise UpdateError("per-class", "names, correct and total do not belong together")
+    pairs = zip(correct, total, strict=True)
+    scalars = decode_scalars(_record(content, "scalars", MetricRecord))
+    return Judged(scalars, dict(zip(names, pairs, strict=True)))
+
+
+def encode_class_table(table: ClassTable) -> RecordDict:
+    config = ConfigRecord({"names": list(table.names), "counts": list(table.counts)})
+    return RecordDict({"class-table": ArrayRecord({"sums": Array(table.sums.reshape(-1))}), "classes": config})
+
+
+def decode_class_table(content: RecordDict, agreed: Agreement) -> ClassTable:
+    """Raises UpdateError if the reply is not of the agreed form."""
+    _exactly(content, {"class-table", "classes"})
+    config = _record(content, "classes", ConfigRecord)
+    _exactly(config, {"names", "counts"})
+    names, counts = _names(config["names"]), _counts(config["counts"])
+    if len(names) != len(counts) or len(set(names)) != len(names) or any(count < 1 for count in counts):
+        raise UpdateError("class-table", "names and counts do not belong together")
+    size = len(names) * agreed.embedding
+    arrays = _arrays(_record(content, "class-table", ArrayRecord), {"sums": size}, agreed.dtype)
+    return ClassTable(names, counts, arrays["sums"].reshape(len(names), agreed.embedding))
+
+
+def encode_introduction(introduction: Introduction) -> RecordDict:
+    names = sorted(introduction.classes)
+    parts = sorted(introduction.versions)
+    config = ConfigRecord(
+        {
+            "name": introduction.name,
+            "classes": names,
+            "counts": [introduction.classes[name] for name in names],
+            "device": introduction.device,
+            "packages": parts,
+            "versions": [introduction.versions[part] for part in parts],
+        }
+    )
+    return RecordDict({"introduction": config})
+
+
+def decode_introduction(content: RecordDict) -> Introduction:
+    """Raises UpdateError if the reply is not of the agreed form."""
+    _exactly(content, {"introduction"})
+    config = _record(content, "introduction", ConfigRecord)
+    _exactly(config, {"name", "classes", "counts", "device", "packages", "versions"})
+    names, counts = _names(config["classes"]), _counts(config["counts"])
+    packages, versions = _names(config["packages"]), _names(config["versions"])
+    name, device = _names([config["name"], config["device"]])
+    if len(names) != len(counts) or len(packages) != len(versions):
+        raise UpdateError("introduction", "classes and counts, or packages and versions, do not belong together")
+    if not name or len(name) > 200:
+        raise UpdateError("introduction", "the site's name is empty or longer than 200 characters")
+    return Introduction(name, dict(zip(names, counts, strict=True)), device, dict(zip(packages, versions, strict=True)))
+
+
+def decode_scalars(record: MetricRecord) -> dict[str, float]:
+    """Raises UpdateError for a name that is not in ``SCALARS`` or a value that is not a finite number."""
+    found = {}
+    for name, value in record.items():
+        if name not in SCALARS:
+            raise UpdateError("extra-key", f"the scalar {name!r} is not one that sites may report")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise UpdateError("not-finite", f"the scalar {name!r} is {value!r}")
+        found[name] = float(value)
+    return found
+
+
+def payload_bytes(content: RecordDict) -> dict[str, int]:
+    """Return the bytes of each array and, for other records, of the text of their values, by name."""
+    sizes = {}
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            sizes.update({f"{key}/{name}": len(array.data) for name, array in record.items()})
+        else:
+            sizes.update({f"{key}/{name}": len(str(value)) for name, value in record.items()})
+    return sizes
+
+
+def read_array(array: Array, size: int, dtype: str) -> Flat:
+    """Return the flat array without copying, checked against the expected size and dtype.
+
+    The .npy header is parsed by numpy as a Python literal and never trusted for an allocation.
+
+    Raises:
+        UpdateError: cause ``wrong-dtype``, ``wrong-shape``, ``truncated`` or ``not-finite``.
+    """
+    if array.stype != "numpy.ndarray" or array.dtype != dtype:
+        raise UpdateError(
+            "wrong-dtype", f"an array is {array.dtype} as {array.stype}; expected {dtype} as numpy.ndarray"
+        )
+    if tuple(array.shape) != (size,):
+        raise UpdateError("wrong-shape", f"an array has shape {tuple(array.shape)}; expected ({size},)")
+    shape, kind, start = _npy_header(array.data)
+    expected = np.dtype(dtype).newbyteorder("<")
+    if shape != (size,) or kind != expected:
+        raise UpdateError(
+            "wrong-shape", f"an array's own header says {shape} of {kind}; expected ({size},) of {expected}"
+        )
+    if len(array.data) != start + size * expected.itemsize:
+        raise UpdateError(
+            "truncated", f"an array has {len(array.data) - start} bytes of data; expected {size * expected.itemsize}"
+        )
+    values = np.frombuffer(array.data, expected, size, start)
+    if not np.isfinite(values).all():
+        raise UpdateError("not-finite", f"an array has {int((~np.isfinite(values)).sum())} of {size} values not finite")
+    return values
+
+
+def _npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Return shape, dtype and the offset of the data."""
+    stream = io.BytesIO(data[:512])
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not version 1.0 of the .npy format, all that a one-dimensional array needs")
+        shape, _, kind = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise UpdateError("truncated", f"an array's header is damaged: {error}") from error
+    return shape, kind, stream.tell()
+
+
+def _arrays(record: ArrayRecord, sizes: Mapping[str, int], dtype: str) -> dict[str, Flat]:
+    """Read exactly the named arrays; those of size 0 must be absent and come back empty."""
+    _exactly(record, {name for name, size in sizes.items() if size})
+    empty = np.empty(0, dtype)
+    return {name: read_array(record[name], size, dtype) if size else empty for name, size in sizes.items()}
+
+
+def _exactly(content: Mapping[str, Any], names: set[str]) -> None:
+    if missing := sorted(names - content.keys()):
+        raise UpdateError("missing-key", f"{missing[0]!r} is missing")
+    if extra := sorted(content.keys() - names):
+        raise UpdateError("extra-key", f"{extra[0]!r} was not agreed")
+
+
+def _record(content: RecordDict, name: str, kind: type[Any]) -> Any:
+    record = content[name]
+    if not isinstance(record, kind):
+        raise UpdateError("wrong-record", f"{name!r} is a {type(record).__name__}; expected {kind.__name__}")
+    return record
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise UpdateError("wrong-record", "a list of names holds something else than text")
+    return tuple(values)
+
+
+def _counts(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int and value >= 0 for value in values):
+        raise UpdateError("wrong-record", "a list of counts holds something else than whole numbers of 0 or more")
+    return tuple(values)

@@ -1,0 +1,84 @@
+"""The networks: functions from inputs to embeddings."""
+
+import importlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.errors import SettingsError
+from common.settings import DataSettings, ModelSettings
+
+
+class OmniglotNetwork(nn.Module):
+    """The Reptile paper's network for Omniglot without its last, linear layer.
+
+    Four blocks of 3x3 convolution with stride 2, batch normalisation and ReLU (Nichol, Achiam,
+    Schulman 2018, section 6.1, and the authors' code: 'SAME' padding as TensorFlow does it,
+    Glorot-uniform kernels, zero biases, epsilon 1e-3). [n, channels, 28, 28] -> [n, 4 * width].
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        for block in range(1, 5):
+            convolution = nn.Conv2d(channels if block == 1 else width, width, 3, stride=2)
+            nn.init.xavier_uniform_(convolution.weight)
+            assert convolution.bias is not None
+            nn.init.zeros_(convolution.bias)
+            self.add_module(f"conv{block}", convolution)
+            self.add_module(f"norm{block}", nn.BatchNorm2d(width, eps=1e-3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs
+        for block in range(1, 5):
+            convolution, normalisation = getattr(self, f"conv{block}"), getattr(self, f"norm{block}")
+            hidden = F.relu(normalisation(convolution(same_padding(hidden))))
+        return hidden.flatten(1)
+
+
+def same_padding(images: Tensor) -> Tensor:
+    """Pad for a 3x3 convolution with stride 2 as TensorFlow's 'SAME': an even side at its end only."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (width % 2, 1, height % 2, 1))
+
+
+def build_network(model: ModelSettings, data: DataSettings) -> nn.Module:
+    """Build the network that the settings name.
+
+    A user's own is ``module:function``; the function takes (channels, size) and returns a module
+    that maps [n, channels, size, size] to embeddings [n, d].
+
+    Raises:
+        SettingsError: if the function cannot be imported or returns something else.
+    """
+    if model.network == "omniglot":
+        return OmniglotNetwork(data.channels, model.width)
+    module_name, _, function_name = model.network.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(
+            f"model.network {model.network!r} cannot be imported: {error}; install the module that "
+            "defines it in this Python environment, at the server and at every site"
+        ) from error
+    network = function(data.channels, data.size)
+    if not isinstance(network, nn.Module):
+        raise SettingsError(
+            f"model.network {model.network!r} returned {type(network).__name__}; it must return a torch.nn.Module"
+        )
+    return network
+
+
+def embedding_size(network: nn.Module, data: DataSettings) -> int:
+    """Return d of the embeddings [n, d]. Raises SettingsError if the network's output is not of that form."""
+    probe = torch.zeros(2, data.channels, data.size, data.size)
+    probe = probe.to(next((p.dtype for p in network.parameters()), torch.float32))
+    try:
+        with torch.no_grad():
+            output = network(probe)
+    except RuntimeError as error:
+        raise SettingsError(f"the network does not accept inputs of shape {tuple(probe.shape)}: {error}") from error
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(probe):
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise SettingsError(f"the network turned {tuple(probe.shape)} into {found}; it must return [n, d]")
+    return output.shape[1]

@@ -1,0 +1,156 @@
+"""Reptile (Nichol, Achiam, Schulman 2018, "On First-Order Meta-Learning Algorithms", algorithms 1 and 2).
+
+``adapt`` is U^k, the k inner steps at a site; ``outer_step`` moves the global params towards the
+mean of the adapted ones. An update is always ``adapted - initial`` and the outer step adds it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.augment import augment
+from common.episode import Examples
+from common.learner import Learner, with_views
+from common.params import Params
+from common.settings import InnerLoop
+
+ADAM_BETA2 = 0.999
+ADAM_EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What the inner loop ends with: the params it adapted, by name, and the inner optimizer's slots."""
+
+    params: Params
+    slots: Params
+
+
+def adapt(
+    learner: Learner,
+    params: Params,
+    support: Examples,
+    inner: InnerLoop,
+    generator: torch.Generator,
+    slots: Params | None = None,
+) -> Adapted:
+    """Take ``inner.steps`` steps on the support set from ``params``: the one definition of local learning.
+
+    Args:
+        learner: network, head and normalisation, on the device of the tensors.
+        params: the params to start from; none is changed, and frozen ones are left out of the result.
+        support: inputs [n, C, H, W] with labels [n].
+        inner: optimizer, learning rate, steps, batch size, frozen names, augmentation.
+        generator: CPU generator that batches and augmentation are drawn from.
+        slots: the carried state of Adam (see ``initial_slots``); None or empty for SGD.
+    """
+    fast = {name: value.clone() for name, value in params.items() if not inner.is_frozen(name)}
+    state = {name: value.clone() for name, value in (slots or {}).items()}
+    support = with_views(support, inner.views)
+    for batch in batches(support, inner, learner.head.balanced_batches, generator):
+        for value in fast.values():
+            value.requires_grad_()
+        loss = learner.loss({**params, **fast}, batch)
+        gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            inner_step(fast, dict(zip(fast, gradients, strict=True)), state, inner)
+    return Adapted({name: value.detach() for name, value in fast.items()}, state)
+
+
+def inner_step(fast: dict[str, Tensor], gradients: Params, slots: dict[str, Tensor], inner: InnerLoop) -> None:
+    """Change ``fast`` and ``slots``, which belong to the caller's loop, by one step.
+
+    Adam is TensorFlow 1's with beta1 = 0, as the authors' code runs it: epsilon stands outside the
+    bias correction, and second moment and step count are never reset between episodes.
+    """
+    rate = inner.learning_rate
+    if inner.optimizer == "adam":
+        slots["adam-steps"] += 1
+        rate = rate * float(1 - ADAM_BETA2 ** slots["adam-steps"]) ** 0.5
+    for name, value in fast.items():
+        gradient = gradients[name]
+        if inner.optimizer == "adam":
+            moment = slots[f"second-moment/{name}"]
+            moment.mul_(ADAM_BETA2).addcmul_(gradient, gradient, value=1 - ADAM_BETA2)
+            gradient = gradient / (moment.sqrt() + ADAM_EPSILON)
+        value.requires_grad_(False).sub_(gradient, alpha=rate)
+
+
+def initial_slots(params: Params, inner: InnerLoop) -> dict[str, Tensor]:
+    """Return the inner optimizer's state before the first round: part of the meta-state, so it travels.
+
+    In the federation the second moment and the step count move by the mean of the sites' changes
+    (step size 1, never annealed); with one site a round this is the authors' serial carrying.
+    """
+    if inner.optimizer == "sgd":
+        return {}
+    moments = {
+        f"second-moment/{name}": torch.zeros_like(value) for name, value in params.items() if not inner.is_frozen(name)
+    }
+    return {**moments, "adam-steps": next(iter(params.values())).new_zeros(1)}
+
+
+def outer_step(
+    params: Params,
+    updates: Sequence[Params],
+    step_size: float | Mapping[str, float],
+    weights: Sequence[float] | None = None,
+) -> dict[str, Tensor]:
+    """Return ``params + step_size * mean(updates)``; params without an update stay as they are.
+
+    Args:
+        updates: at least one ``adapted - initial`` by name, summed in the order given.
+        step_size: one number, or one for each name (layer-wise meta learning rates).
+        weights: one for each update, at least one positive; default: all the same (Reptile's mean is over tasks).
+    """
+    mean = mean_update(updates, weights)
+    return {
+        name: value + (step_size if isinstance(step_size, float) else step_size[name]) * mean[name]
+        if name in mean
+        else value
+        for name, value in params.items()
+    }
+
+
+def mean_update(updates: Sequence[Params], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Return the weighted mean of updates by name. Raises ValueError for no update or no positive weight."""
+    weights = [1.0] * len(updates) if weights is None else weights
+    total = sum(weights)
+    if total <= 0:
+        raise ValueError("a mean needs at least one update with a positive weight")
+    mean = {name: value * weights[0] for name, value in updates[0].items()}
+    for update, weight in zip(updates[1:], weights[1:], strict=True):
+        for name, value in mean.items():
+            value.add_(update[name], alpha=weight)
+    return {name: value / total for name, value in mean.items()}
+
+
+def batches(support: Examples, inner: InnerLoop, balanced: bool, generator: torch.Generator) -> Iterator[Examples]:
+    """Yield ``inner.steps`` mini-batches from shuffled passes; a batch may straddle two passes (paper's code).
+
+    A balanced pass deals the classes in turn, so that every batch holds each class about equally
+    often: leave-one-out prototypes need two examples of a class.
+    """
+    queue: list[int] = []
+    size = min(inner.batch_size, len(support))
+    for _ in range(inner.steps):
+        while len(queue) < size:
+            queue += _one_pass(support.labels, balanced, generator)
+        rows, queue = queue[:size], queue[size:]
+        inputs = support.inputs[torch.tensor(rows)]
+        if inner.augment != "none":
+            inputs = augment(inputs, inner.augment, generator)
+        yield Examples(inputs, support.labels[torch.tensor(rows)], support.way)
+
+
+def _one_pass(labels: Tensor, balanced: bool, generator: torch.Generator) -> list[int]:
+    order: list[int] = torch.randperm(len(labels), generator=generator).tolist()
+    if not balanced:
+        return order
+    turns: dict[int, int] = {}
+    turn_of = {}
+    for row, label in zip(order, labels[torch.tensor(order)].tolist(), strict=True):
+        turn_of[row] = turns[label] = turns.get(label, 0) + 1
+    return sorted(order, key=turn_of.__getitem__)

@@ -1,0 +1,13 @@
+"""Independent random streams, addressed by name instead of by position in a sequence.
+
+Every draw of a run comes from a stream named by (run seed, purpose, site, round), so nothing
+needs to be carried from round to round and a resumed run draws exactly what it would have drawn.
+"""
+
+import hashlib
+
+
+def seed_of(*address: str | int) -> int:
+    """Return the 63-bit seed of the stream with this address, the same on every machine."""
+    text = "/".join(str(part) for part in address)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

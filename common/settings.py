@@ -1,0 +1,265 @@
+"""Everything that can be set for a run: one frozen dataclass, parsed once at the edge.
+
+The same keys (``section.name-with-hyphens``) are used in ``[tool.flwr.app.config]`` of
+pyproject.toml, in a TOML file and in ``--set key=value``. Values are bool, int, float or str,
+because that is what a Flower run config can hold.
+"""
+
+import dataclasses
+import difflib
+import fnmatch
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import SettingsError
+
+Value = bool | int | float | str
+
+
+def _setting(
+    default: Value,
+    meaning: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    limits = {"meaning": meaning, "least": least, "most": most, "choices": choices}
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    rounds: int = _setting(2000, "rounds in all", least=1)
+    seed: int = _setting(0, "seed of every random stream of the run", least=0)
+    dir: str = _setting("", "absolute folder for checkpoint and journal; empty: under the data home")
+    checkpoint_seconds: float = _setting(0.0, "least seconds between checkpoints; 0 writes one every round", least=0)
+    resume: bool = _setting(True, "continue from the checkpoint in the run's folder, if there is one")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    sites: str = _setting("", "absolute path of the site folders or packed set; empty: the data home's")
+    channels: int = _setting(1, "1 grey, 3 colour", least=1, most=4)
+    size: int = _setting(28, "height and width in pixels that images are resized to", least=4)
+    invert: bool = _setting(False, "swap dark and light when reading image files")
+    rotated_classes: bool = _setting(False, "each class turned by 90, 180 and 270 degrees counts as a class of its own")
+
+
+@dataclass(frozen=True)
+class EpisodeSettings:
+    way: int = _setting(5, "classes in an episode (a site with fewer uses all it has)", least=2)
+    shot: int = _setting(10, "support inputs per class", least=1)
+    query: int = _setting(5, "query inputs per class, where an episode is judged", least=1)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    network: str = _setting("omniglot", "'omniglot', or 'module:function' installed at every site")
+    width: int = _setting(32, "channels of each block of the omniglot network (64 in the paper)", least=1)
+    head: str = _setting("prototype", "how embeddings become classes", choices=("prototype", "linear"))
+    sharpness: float = _setting(5.0, "prototype head: factor on the mean squared distance in the softmax", least=0)
+    normalisation: str = _setting(
+        "frozen",
+        "'frozen': statistics of the support set; 'batch': of the batch at hand, as in the paper",
+        choices=("frozen", "batch"),
+    )
+    initial: str = _setting("", "absolute path of a checkpoint whose params the run starts from")
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """What ``adapt`` does at a site."""
+
+    optimizer: str = _setting("sgd", "'adam' has beta1 = 0 and is the paper's", choices=("sgd", "adam"))
+    learning_rate: float = _setting(0.5, "inner learning rate", least=0)
+    steps: int = _setting(5, "inner steps", least=0)
+    batch_size: int = _setting(20, "support inputs per inner step", least=1)
+    frozen: str = _setting("", "names of params that are not adapted, as patterns, spaces between")
+    augment: str = _setting(
+        "none", "random change of support images per step", choices=("none", "affine", "flip", "affine+flip")
+    )
+    views: int = _setting(1, "augmented copies of each support input", least=1)
+
+    def is_frozen(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.frozen.split())
+
+
+@dataclass(frozen=True)
+class OuterSettings:
+    """What the server does with the sites' updates."""
+
+    meta_step_size: float = _setting(1.0, "step size along the mean update", least=0)
+    anneal: bool = _setting(True, "lower the step size linearly to 0 over the run")
+    layer_step_sizes: str = _setting("", "factors on the step size by name pattern: 'backbone.conv1.*=0.5 head.*=2'")
+    optimizer: str = _setting("plain", "outer step: along the mean update, or Adam on it", choices=("plain", "adam"))
+    weighting: str = _setting(
+        "uniform", "each site counts the same, or by its number of support inputs", choices=("uniform", "num-examples")
+    )
+    average: float = _setting(
+        0.0, "decay of the moving average of params that is published; 0 off", least=0, most=0.99999
+    )
+    sites_per_round: int = _setting(5, "sites sampled a round; 0 all; 1 is serial Reptile", least=0)
+    quorum: float = _setting(0.5, "least part of the asked sites whose updates a round needs", least=0, most=1)
+    deadline: float = _setting(600.0, "seconds that a round waits for its sites", least=0)
+    failed_rounds: int = _setting(3, "rounds without quorum in a row that end the run", least=1)
+    join_sites: int = _setting(1, "sites that must have joined before the first round", least=1)
+    join_deadline: float = _setting(300.0, "seconds to wait for them", least=0)
+    class_tables: bool = _setting(False, "ask for class tables under the final params")
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    every: int = _setting(50, "rounds between judgements during a run; 0 never", least=0)
+    held_out: int = _setting(0, "sites that are never trained on, only judged", least=0)
+    episodes: int = _setting(4, "episodes that a held-out site is judged on each time", least=1)
+    shot: int = _setting(5, "support inputs per class when a held-out site is judged", least=1)
+    transductive: bool = _setting(False, "batch normalisation only: queries share one batch without the support")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run. Raises SettingsError at construction when they contradict each other."""
+
+    run: RunSettings = RunSettings()
+    data: DataSettings = DataSettings()
+    episode: EpisodeSettings = EpisodeSettings()
+    model: ModelSettings = ModelSettings()
+    inner: InnerLoop = InnerLoop()
+    outer: OuterSettings = OuterSettings()
+    judge: JudgeSettings = JudgeSettings()
+
+    def __post_init__(self) -> None:
+        for key, value, limits in _walk(self):
+            _check(key, value, limits)
+        if self.judge.transductive and self.model.normalisation != "batch":
+            raise SettingsError(
+                "judge.transductive is on but model.normalisation is 'frozen', where queries never share "
+                "statistics; set model.normalisation = 'batch' or leave judge.transductive off"
+            )
+        if self.inner.views > 1 and self.inner.augment == "none":
+            raise SettingsError(
+                f"inner.views is {self.inner.views} but inner.augment is 'none', so the copies would be "
+                "identical; set inner.augment or leave inner.views at 1"
+            )
+        if ":" not in self.model.network and self.model.network != "omniglot":
+            raise SettingsError(
+                f"model.network is {self.model.network!r}; it must be 'omniglot' or 'module:function' "
+                "naming a function that is installed at every site"
+            )
+        layer_step_size(self.outer.layer_step_sizes, "")
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Value]) -> "Settings":
+        """Build settings from ``section.key`` values; what is not given keeps its default.
+
+        Raises:
+            SettingsError: for an unknown key (the nearest valid one is named), a value of the
+                wrong type, or one out of range.
+        """
+        defaults = cls()
+        valid = flatten(defaults)
+        changes: dict[str, dict[str, Value]] = {}
+        for key, value in flat.items():
+            if key not in valid:
+                near = difflib.get_close_matches(key, valid, n=1, cutoff=0)
+                raise SettingsError(f"unknown setting {key!r}; the nearest valid one is {near[0]!r}")
+            section, name = key.split(".", 1)
+            changes.setdefault(section, {})[name.replace("-", "_")] = _typed(key, value, valid[key])
+        sections = {s: dataclasses.replace(getattr(defaults, s), **c) for s, c in changes.items()}
+        return dataclasses.replace(defaults, **sections)
+
+    def with_values(self, flat: Mapping[str, Value]) -> "Settings":
+        """Return these settings with some values replaced."""
+        return Settings.from_flat({**flatten(self), **flat})
+
+
+def flatten(settings: Settings) -> dict[str, Value]:
+    """Return all values under their keys: the inverse of ``Settings.from_flat``."""
+    return {key: value for key, value, _ in _walk(settings)}
+
+
+def read_toml(path: Path) -> dict[str, Value]:
+    """Read a settings file into ``section.key`` values.
+
+    Raises:
+        SettingsError: if the file cannot be read or is not TOML of one level of sections.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"settings file {path} is not valid TOML: {error}") from error
+    loose = [key for key, value in tree.items() if not isinstance(value, dict)]
+    if loose:
+        raise SettingsError(f"settings file {path}: {loose[0]!r} stands outside a [section]")
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
+    """Parse ``key=value`` words of a command line; a value that is not TOML counts as text.
+
+    Raises:
+        SettingsError: if a word has no ``=``.
+    """
+    values: dict[str, Value] = {}
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise SettingsError(f"{word!r} is not of the form key=value, such as inner.steps=5")
+        try:
+            values[key.strip()] = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            values[key.strip()] = text
+    return values
+
+
+def layer_step_size(factors: str, name: str) -> float:
+    """Return the factor of ``outer.layer-step-sizes`` for a param: the last pattern that fits wins."""
+    found = 1.0
+    for word in factors.split():
+        pattern, equals, number = word.partition("=")
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = -1.0
+        if not equals or not pattern or not 0 <= factor < float("inf"):
+            raise SettingsError(f"outer.layer-step-sizes: {word!r} is not PATTERN=FACTOR with a factor of 0 or more")
+        if fnmatch.fnmatchcase(name, pattern):
+            found = factor
+    return found
+
+
+def _walk(settings: Settings) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
+    for section in dataclasses.fields(settings):
+        part = getattr(settings, section.name)
+        for item in dataclasses.fields(part):
+            key = f"{section.name}.{item.name}".replace("_", "-")
+            yield key, getattr(part, item.name), item.metadata
+
+
+def _typed(key: str, value: Value, default: Value) -> Value:
+    kind = type(default)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise SettingsError(f"setting {key} is {value!r}; it must be {names[kind]}")
+    return value
+
+
+def _check(key: str, value: Value, limits: Mapping[str, Any]) -> None:
+    least, most, choices = limits["least"], limits["most"], limits["choices"]
+    if choices is not None and value not in choices:
+        raise SettingsError(f"setting {key} is {value!r}; it must be one of {', '.join(choices)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"setting {key} is {value}; it must be a finite number")
+    if least is not None and value < least:
+        raise SettingsError(f"setting {key} is {value}; it must be at least {least}")
+    if most is not None and value > most:
+        raise SettingsError(f"setting {key} is {value}; it must be at most {most}")

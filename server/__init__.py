@@ -1,0 +1,1 @@
+"""The operator's side: the ServerApp, the Reptile strategy and its rounds. May import common."""

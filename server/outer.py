@@ -1,0 +1,90 @@
+"""From the updates of one round to the next state: the outer step with its options. Pure."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from common.checkpoint import RunState
+from common.params import Params
+from common.reptile import mean_update, outer_step
+from common.settings import OuterSettings, Settings, layer_step_size
+
+ADAM_BETAS = (0.9, 0.99)
+ADAM_TAU = 1e-3
+"""Reddi et al. 2021, "Adaptive Federated Optimization", section 4: defaults of FedAdam."""
+
+
+@dataclass(frozen=True)
+class SiteUpdate:
+    """A decoded update of one site, by name."""
+
+    site: str
+    delta: Params
+    slots: Params
+    num_examples: float
+
+
+def advance(state: RunState, updates: Sequence[SiteUpdate], settings: Settings) -> RunState:
+    """Return the state after a round with these updates (at least one, in site-name order).
+
+    Params move along the mean update; the inner optimizer's slots by the mean of their changes.
+    """
+    outer = settings.outer
+    weights = [update.num_examples if outer.weighting == "num-examples" else 1.0 for update in updates]
+    size = step_size(state.round, settings)
+    sizes = {name: size * layer_step_size(outer.layer_step_sizes, name) for name in state.params}
+    deltas = [update.delta for update in updates]
+    if outer.optimizer == "adam":
+        direction, optimizer = adam(mean_update(deltas, weights), state.optimizer)
+        params = outer_step(state.params, [direction], sizes)
+    else:
+        params, optimizer = outer_step(state.params, deltas, sizes, weights), {}
+    slots = outer_step(state.slots, [update.slots for update in updates], 1.0, weights)
+    return dataclasses.replace(
+        state,
+        round=state.round + 1,
+        params=params,
+        slots=slots,
+        optimizer=optimizer,
+        average=moving_average(state, params, outer),
+        failed=0,
+    )
+
+
+def without_quorum(state: RunState) -> RunState:
+    """Return the state after a round whose updates were too few: nothing moves but the count."""
+    return dataclasses.replace(state, round=state.round + 1, failed=state.failed + 1)
+
+
+def step_size(rounds_done: int, settings: Settings) -> float:
+    """Return the outer step size of the next round (paper, section 6: linear to 0, or constant)."""
+    left = 1 - rounds_done / settings.run.rounds if settings.outer.anneal else 1.0
+    return settings.outer.meta_step_size * left
+
+
+def adam(mean: Params, optimizer: Params) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Return Adam's direction for the mean update taken as minus a gradient, and its new state.
+
+    FedAdam (Reddi et al. 2021, algorithm 2) with bias correction.
+    """
+    steps = optimizer.get("steps", torch.zeros(1, dtype=torch.float64)) + 1
+    corrections = [float(1 - beta**steps) for beta in ADAM_BETAS]
+    direction, state = {}, {"steps": steps}
+    for name, update in mean.items():
+        first = optimizer.get(f"first/{name}", torch.zeros_like(update))
+        second = optimizer.get(f"second/{name}", torch.zeros_like(update))
+        first = ADAM_BETAS[0] * first + (1 - ADAM_BETAS[0]) * update
+        second = ADAM_BETAS[1] * second + (1 - ADAM_BETAS[1]) * update.square()
+        direction[name] = (first / corrections[0]) / ((second / corrections[1]).sqrt() + ADAM_TAU)
+        state |= {f"first/{name}": first, f"second/{name}": second}
+    return direction, state
+
+
+def moving_average(state: RunState, params: Params, outer: OuterSettings) -> Params:
+    """Return the exponential moving average of params, begun at the first params it sees; empty when off."""
+    if not outer.average:
+        return {}
+    before = state.average or state.params
+    return {name: outer.average * before[name] + (1 - outer.average) * value for name, value in params.items()}

@@ -1,0 +1,233 @@
+"""Reptile as a strategy of Flower's Message API.
+
+The algorithm itself is ``common.reptile``; here it meets messages. The strategy holds what passes
+between rounds (``state``) and what it asked last, nothing else.
+"""
+
+import dataclasses
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from common.checkpoint import RunState
+from common.errors import UpdateError
+from common.messages import (
+    ClassTable,
+    Request,
+    Update,
+    decode_class_table,
+    decode_judged,
+    decode_update,
+    encode_request,
+    payload_bytes,
+)
+from common.plan import Plan
+from server.collect import sort_out
+from server.outer import SiteUpdate, advance, step_size, without_quorum
+from server.roster import Roster, held_out, sample_sites
+
+log = logging.getLogger("fedreptile.server")
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in a round: one line of the journal."""
+
+    round: int
+    step_size: float
+    asked: tuple[str, ...]
+    used: tuple[str, ...]
+    dropped: Mapping[str, str]
+    """Site -> why its reply is missing or was not used."""
+    quorum: bool
+    bytes_down: int
+    bytes_up: int
+    figures: Mapping[str, float]
+    """Mean over the sites whose updates were used."""
+    sites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Judged sites -> accuracy before and after."""
+    causes: Mapping[str, int] = field(default_factory=dict)
+
+
+class Reptile(Strategy):
+    """Move the params along the mean update of the sampled sites; judge on held-out sites.
+
+    It works under Flower's own ``Strategy.start`` (pass ``arrays()`` as the initial arrays) and
+    under ``server.rounds``, which adds checkpoints, resuming and a deadline of its own. The state is
+    the strategy's: the arrays that Flower hands back and forth are a copy for its use.
+    """
+
+    def __init__(self, plan: Plan, state: RunState, roster: Roster) -> None:
+        self.plan = plan
+        self.settings = plan.settings
+        self.state = state
+        self.roster = roster
+        self.asked: dict[str, Message] = {}
+        self.report: RoundReport | None = None
+        self._bytes_down = 0
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global params as one flat array."""
+        return ArrayRecord({"params": Array(self.plan.params.pack(self.state.params).numpy())})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask this round's sample of sites to adapt, and from time to time to judge as well."""
+        self.roster.welcome(grid, self.settings.outer.deadline)
+        names = sorted(self.roster.nodes)
+        away = set(held_out(names, self.settings))
+        chosen = sample_sites([name for name in names if name not in away], self.state.round, self.settings)
+        due = self._judging_is_due(self.state.round + 1) and not self.settings.judge.held_out
+        return self._ask(chosen, "train", self._request(judge=due))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check each reply on its own and take the outer step with those that fit.
+
+        What does not fit is dropped and counted by cause; below the quorum the params stay.
+        """
+        sorted_out = sort_out(self.asked, replies)
+        dropped = dict(sorted_out.missing)
+        updates: dict[str, Update] = {}
+        bytes_up = 0
+        for site, reply in sorted_out.by_site.items():
+            try:
+                bytes_up += sum(payload_bytes(reply.content).values())
+                updates[site] = decode_update(reply.content, self.plan.agreed)
+            except UpdateError as error:
+                dropped[site] = error
+        for site, why in dropped.items():
+            log.warning("round %d: nothing used from site %s: %s", self.state.round + 1, site, why)
+        quorum = len(updates) >= self.needed(len(self.asked))
+        self.report = RoundReport(
+            round=self.state.round + 1,
+            step_size=step_size(self.state.round, self.settings),
+            asked=tuple(self.asked),
+            used=tuple(updates) if quorum else (),
+            dropped={site: str(error) for site, error in sorted(dropped.items())},
+            quorum=quorum,
+            bytes_down=self._bytes_down,
+            bytes_up=bytes_up,
+            figures=_means([update.scalars for update in updates.values()]),
+            sites={
+                site: _accuracies(update.scalars)
+                for site, update in updates.items()
+                if "accuracy-after" in update.scalars
+            },
+            causes=Counter(error.cause for error in dropped.values()),
+        )
+        if not quorum:
+            self.state = without_quorum(self.state)
+            return None, None
+        self.state = advance(
+            self.state, [self._by_name(site, updates[site]) for site in sorted(updates)], self.settings
+        )
+        return self.arrays(), MetricRecord(dict(self.report.figures))
+
+    def needed(self, asked: int) -> int:
+        """Return how many usable updates a round with this many asked sites needs."""
+        return max(1, math.ceil(self.settings.outer.quorum * asked))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the held-out sites to judge, every ``judge.every`` rounds and after the last."""
+        if not self._judging_is_due(self.state.round):
+            return self._ask([], "evaluate", self._request(judge=True))
+        return self._ask(held_out(sorted(self.roster.nodes), self.settings), "evaluate", self._request(judge=True))
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Take the mean over the held-out sites that answered, each weighing the same."""
+        sorted_out = sort_out(self.asked, replies)
+        judged: dict[str, Mapping[str, float]] = {}
+        for site, reply in sorted_out.by_site.items():
+            try:
+                judged[site] = decode_judged(reply.content).scalars
+            except UpdateError as error:
+                log.warning("judging: nothing used from site %s: %s", site, error)
+        for site, why in sorted_out.missing.items():
+            log.warning("judging: nothing from site %s: %s", site, why)
+        if not judged or self.report is None:
+            return None
+        figures = _means(list(judged.values()))
+        self.report = dataclasses.replace(
+            self.report,
+            figures={**self.report.figures, **figures},
+            sites={site: _accuracies(scalars) for site, scalars in judged.items()},
+        )
+        return MetricRecord(dict(figures))
+
+    def ask_for_class_tables(self) -> Iterable[Message]:
+        """Ask every site for sums of embeddings by class under the params as they are now."""
+        return self._ask(sorted(self.roster.nodes), "query.class_table", self._request(judge=False))
+
+    def add_class_tables(self, replies: Iterable[Message]) -> dict[str, tuple[torch.Tensor, int]]:
+        """Return sums of embeddings and counts by class name, over the sites that let theirs out."""
+        sorted_out = sort_out(self.asked, replies)
+        found: dict[str, tuple[torch.Tensor, int]] = {}
+        for site, why in sorted_out.missing.items():
+            log.info("no class table from site %s: %s", site, why)
+        for site, reply in sorted_out.by_site.items():
+            try:
+                _add_table(found, decode_class_table(reply.content, self.plan.agreed))
+            except UpdateError as error:
+                log.warning("class table of site %s dropped: %s", site, error)
+        return dict(sorted(found.items()))
+
+    def summary(self) -> None:
+        """Log what the strategy does."""
+        outer = self.settings.outer
+        log.info(
+            "Reptile: step size %g%s, %s sites a round, quorum %g, %s outer step, %d params",
+            outer.meta_step_size,
+            " to 0" if outer.anneal else "",
+            outer.sites_per_round or "all",
+            outer.quorum,
+            outer.optimizer,
+            self.plan.agreed.params,
+        )
+
+    def _judging_is_due(self, round_number: int) -> bool:
+        every = self.settings.judge.every
+        return bool(every) and (round_number % every == 0 or round_number == self.settings.run.rounds)
+
+    def _request(self, *, judge: bool) -> Request:
+        params = self.plan.params.pack(self.state.params).numpy()
+        return Request(self.state.round + 1, params, self.plan.slots.pack(self.state.slots).numpy(), judge)
+
+    def _ask(self, sites: list[str], kind: str, request: Request) -> Iterable[Message]:
+        content = encode_request(request, self.plan.agreed.digest)
+        group = str(request.round)
+        self.asked = {site: Message(content, self.roster.nodes[site], kind, group_id=group) for site in sites}
+        self._bytes_down = len(sites) * sum(payload_bytes(content).values())
+        return list(self.asked.values())
+
+    def _by_name(self, site: str, update: Update) -> SiteUpdate:
+        delta = self.plan.update.unpack(torch.tensor(update.delta))
+        slots = self.plan.slots.unpack(torch.tensor(update.slots))
+        return SiteUpdate(site, delta, slots, update.scalars["num-examples"])
+
+
+def _means(scalars: list[Mapping[str, float]]) -> dict[str, float]:
+    names = sorted(set().union(*scalars)) if scalars else []
+    columns = {name: [row[name] for row in scalars if name in row] for name in names}
+    return {name: sum(values) / len(values) for name, values in columns.items()}
+
+
+def _accuracies(scalars: Mapping[str, float]) -> dict[str, float]:
+    return {name: scalars[name] for name in ("accuracy-before", "accuracy-after") if name in scalars}
+
+
+def _add_table(found: dict[str, tuple[torch.Tensor, int]], table: ClassTable) -> None:
+    for name, count, total in zip(table.names, table.counts, table.sums, strict=True):
+        before, seen = found.get(name, (torch.zeros(len(total), dtype=torch.float64), 0))
+        found[name] = (before + torch.tensor(total, dtype=torch.float64), seen + count)

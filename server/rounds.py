@@ -1,0 +1,194 @@
+"""Rounds from a first or resumed state to the last, with everything kept on disk."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+
+from common.checkpoint import NAME, RunState, read_checkpoint, write_atomically, write_checkpoint
+from common.errors import CheckpointError, RoundError, SettingsError
+from common.params import Params
+from common.paths import data_home
+from common.plan import Plan, plan_for
+from common.settings import Settings, flatten
+from server.collect import collect
+from server.reptile import Reptile, RoundReport
+from server.roster import Roster
+
+log = logging.getLogger("fedreptile.server")
+rounds_log = logging.getLogger("fedreptile.rounds")
+"""One record a round, with the report as ``record.report``."""
+
+JOURNAL = "rounds.jsonl"
+MAY_CHANGE = frozenset(
+    {
+        "run.dir",
+        "run.resume",
+        "run.checkpoint-seconds",
+        "data.sites",
+        "outer.deadline",
+        "outer.join-sites",
+        "outer.join-deadline",
+    }
+)
+"""Settings that may differ when a run is resumed: they do not change what is computed."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Checkpoint and journal of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RunFolder":
+        """Raises SettingsError if ``run.dir`` is relative: Flower starts processes in folders of its own."""
+        path = Path(settings.run.dir) if settings.run.dir else data_home() / "runs" / "default"
+        if not path.is_absolute():
+            raise SettingsError(f"run.dir is {settings.run.dir!r}; give it from the root, such as {Path.cwd() / path}")
+        return cls(path)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / NAME
+
+    def append(self, report: RoundReport, seconds: float) -> None:
+        with (self.path / JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**dataclasses.asdict(report), "seconds": seconds}) + "\n")
+
+    def cut_back(self, rounds: int) -> None:
+        """Drop journal lines of later rounds, and a last line that a crash left half-written."""
+        lines = [line for line in read_journal(self.path) if line["round"] <= rounds]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self.path / JOURNAL, text.encode())
+
+
+def read_journal(run: Path) -> list[dict[str, Any]]:
+    """Return the rounds that a run's journal tells of; a half-written last line is left out."""
+    try:
+        lines = (run / JOURNAL).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def first_state(plan: Plan) -> RunState:
+    """Return the state before the first round.
+
+    Raises:
+        CheckpointError: if ``model.initial`` names a checkpoint that does not fit the network.
+    """
+    params: Params = plan.initial
+    if plan.settings.model.initial:
+        params = read_checkpoint(Path(plan.settings.model.initial)).state.published
+        shapes = {name: tuple(value.shape) for name, value in params.items()}
+        if shapes != dict(plan.params.entries):
+            raise CheckpointError(f"model.initial {plan.settings.model.initial} holds params of another network")
+    return RunState(0, params, plan.initial_slots, {}, {})
+
+
+def load_or_begin(plan: Plan, folder: RunFolder) -> RunState:
+    """Return the checkpointed state if the run's folder has one, else the first state.
+
+    Raises:
+        CheckpointError: if the checkpoint was made with other settings; it names them.
+    """
+    if not folder.checkpoint.exists():
+        folder.cut_back(0)
+        return first_state(plan)
+    if not plan.settings.run.resume:
+        raise CheckpointError(
+            f"{folder.path} already holds a run and run.resume is off; choose another run.dir or remove the folder"
+        )
+    found = read_checkpoint(folder.checkpoint)
+    now, then = flatten(plan.settings), flatten(found.settings)
+    if changed := [key for key in now if now[key] != then[key] and key not in MAY_CHANGE]:
+        key = changed[0]
+        raise CheckpointError(
+            f"{folder.path} holds a run with other settings ({key} = {then[key]!r}, now {now[key]!r}"
+            f"{', and more' if len(changed) > 1 else ''}); choose another run.dir, or the same settings to resume"
+        )
+    folder.cut_back(found.state.round)
+    log.info("resuming after round %d from %s", found.state.round, folder.checkpoint)
+    return found.state
+
+
+def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = time.monotonic) -> RunState:
+    """Run all rounds over a grid and return the last state.
+
+    The state is on disk every ``run.checkpoint-seconds``, at the end, and when interrupted.
+
+    Raises:
+        RoundError: if too few sites join, or too many rounds in a row have no quorum.
+        CheckpointError, SettingsError: see ``load_or_begin``.
+    """
+    plan, folder = plan_for(settings), RunFolder.of(settings)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    strategy = Reptile(plan, load_or_begin(plan, folder), Roster())
+    if strategy.state.round >= settings.run.rounds:
+        log.info("all %d rounds are done already", settings.run.rounds)
+        return strategy.state
+    strategy.roster.wait_for(grid, settings.outer.join_sites, settings.outer.join_deadline)
+    _check_held_out(strategy)
+    strategy.summary()
+    written = now()
+    try:
+        while strategy.state.round < settings.run.rounds:
+            began = now()
+            _one_round(grid, strategy)
+            assert strategy.report is not None
+            folder.append(strategy.report, now() - began)
+            rounds_log.info(
+                "round %d of %d", strategy.report.round, settings.run.rounds, extra={"report": strategy.report}
+            )
+            if strategy.state.failed >= settings.outer.failed_rounds:
+                raise _no_quorum(strategy)
+            if now() - written >= settings.run.checkpoint_seconds:
+                write_checkpoint(folder.checkpoint, strategy.state, settings)
+                written = now()
+        if settings.outer.class_tables:
+            replies = collect(grid, strategy.ask_for_class_tables(), settings.outer.deadline)
+            strategy.state = dataclasses.replace(strategy.state, prototypes=strategy.add_class_tables(replies))
+    finally:
+        if strategy.state.round:
+            write_checkpoint(folder.checkpoint, strategy.state, settings)
+    return strategy.state
+
+
+def _one_round(grid: Grid, strategy: Reptile) -> None:
+    """Take one round by the hooks that Flower's own ``Strategy.start`` calls, with our deadline."""
+    deadline, number = strategy.settings.outer.deadline, strategy.state.round + 1
+    arrays, config = strategy.arrays(), ConfigRecord()
+    asked = strategy.configure_train(number, arrays, config, grid)
+    strategy.aggregate_train(number, collect(grid, asked, deadline))
+    asked = strategy.configure_evaluate(number, arrays, config, grid)
+    strategy.aggregate_evaluate(number, collect(grid, asked, deadline))
+
+
+def _check_held_out(strategy: Reptile) -> None:
+    held, here = strategy.settings.judge.held_out, len(strategy.roster.nodes)
+    if held >= here:
+        raise RoundError(f"judge.held-out is {held} and {here} sites joined, so none is left to train; lower it")
+
+
+def _no_quorum(strategy: Reptile) -> RoundError:
+    assert strategy.report is not None
+    outer, needed = strategy.settings.outer, strategy.needed(len(strategy.report.asked))
+    reasons = "; ".join(f"{site}: {why}" for site, why in strategy.report.dropped.items()) or "no site was there to ask"
+    return RoundError(
+        f"{outer.failed_rounds} rounds in a row had fewer than {needed} usable updates; the run stops after round "
+        f"{strategy.state.round} and can be resumed. Missing in the last: {reasons}"
+    )
