@@ -1,4 +1,4 @@
-"""Judging a checkpoint on sites that took no part: episode by episode, before and after adaptation, and from scratch."""
+"""Judging a checkpoint on sites that took no part: before and after adaptation, and from scratch."""
 
 import base64
 import io
@@ -103,7 +103,8 @@ class Evaluation:
     """Part of the sites whose mean accuracy is lower after adaptation than before."""
     sites: Mapping[str, SiteRow]
     confusion: Sequence[tuple[str, str, int]]
-    """(true class, predicted class, inputs) after adaptation, most frequent mistakes first; hits included."""
+    """(true class, predicted class, inputs) after adaptation, most frequent mistakes first, hits last.
+    Classes are named site/class."""
     pictures: Sequence[PicturedEpisode]
 
     def write(self, run: Path) -> Path:
@@ -215,8 +216,13 @@ def _summed_up(
         own = [result for result in results if result.site == name]
         columns = [fmean(getattr(result, when).accuracy for result in own) for when in ("before", "after", "scratch")]
         sites[name] = SiteRow(len(own), *columns)
-    total = sum((result.after for result in results), Tally())
-    order = sorted(total.confusion.items(), key=lambda item: (item[0][0] == item[0][1], -item[1], item[0]))
+    confusion: dict[tuple[str, str], int] = {}
+    for result in results:
+        prefix = "" if protocol.pooled else f"{result.site}/"
+        for (true, predicted), count in result.after.confusion.items():
+            pair = (prefix + true, prefix + predicted)
+            confusion[pair] = confusion.get(pair, 0) + count
+    order = sorted(confusion.items(), key=lambda item: (item[0][0] == item[0][1], -item[1], item[0]))
     return Evaluation(
         data,
         protocol,
@@ -250,8 +256,9 @@ def _picture(plan: Plan, before: Params, after: Params, site: str, episode: Epis
     for row, label in enumerate(episode.query.labels.tolist()):
         shown[label] = shown.get(label, 0) + 1
         if shown[label] <= PICTURED_QUERIES:
-            names = [episode.classes[index] for index in (label, first[row], int(last[row]))]
-            queries.append(Picture(_png(episode.query.inputs[row]), *names, float(confidence[row])))
+            true, before_name, after_name = (episode.classes[i] for i in (label, first[row], int(last[row])))
+            png = _png(episode.query.inputs[row])
+            queries.append(Picture(png, true, before_name, after_name, float(confidence[row])))
     return PicturedEpisode(site, support, queries)
 
 
