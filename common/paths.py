@@ -15,5 +15,6 @@ def data_home() -> Path:
 
 
 def default_sites() -> Path:
-    """Return where ``fedreptile-sim data get`` leaves the training sites of the main job."""
-    return data_home() / "data" / "main" / "train"
+    """Return the training sites that ``fedreptile-sim data get`` left: Omniglot's if there, else the digits'."""
+    omniglot, digits = (data_home() / "data" / name / "train" for name in ("omniglot", "digits"))
+    return digits if digits.exists() and not omniglot.exists() else omniglot

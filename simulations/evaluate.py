@@ -41,7 +41,6 @@ class Protocol:
     query: int = 5
     episodes: int = 1000
     pooled: bool = False
-    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -180,7 +179,7 @@ def evaluate(
     results: list[EpisodeResult] = []
     pictures: list[PicturedEpisode] = []
     with threads(1):
-        for number, (site, episode, generator) in enumerate(_episodes(sites, protocol)):
+        for number, (site, episode, generator) in enumerate(_episodes(sites, protocol, settings.run.seed)):
             meta = {**checkpoint.state.published, **adapt_one(plan, checkpoint, episode, generator)}
             scratch = adapt(plan.learner, plan.initial, episode.support, settings.inner, generator, plan.initial_slots)
             tallies = [
@@ -200,11 +199,13 @@ def adapt_one(plan: Plan, checkpoint: Checkpoint, episode: Episode, generator: t
     return adapt(plan.learner, state.published, episode.support, inner, generator, state.slots).params
 
 
-def _episodes(sites: Mapping[str, SiteData], protocol: Protocol) -> Iterator[tuple[str, Episode, torch.Generator]]:
+def _episodes(
+    sites: Mapping[str, SiteData], protocol: Protocol, seed: int
+) -> Iterator[tuple[str, Episode, torch.Generator]]:
     names = sorted(sites)
     for number in range(protocol.episodes):
         site = names[number % len(names)]
-        generator = torch.Generator().manual_seed(seed_of(protocol.seed, "evaluate", site, number))
+        generator = torch.Generator().manual_seed(seed_of(seed, "evaluate", site, number))
         yield site, sample_episode(sites[site], protocol.way, protocol.shot, protocol.query, generator), generator
 
 

@@ -1,0 +1,23 @@
+"""Running a federation on this machine: the same ServerApp, strategy, ClientApp and Site as in production."""
+
+from collections.abc import Callable
+
+from flwr.app import Context, RecordDict
+from server.launch import run_simulation
+
+from client.app import app as client_app
+from common.settings import Settings, flatten
+from server.app import app as server_app
+from simulations.grid import SERVER_NODE, InProcessGrid
+
+Engine = Callable[[Settings, int], None]
+
+
+def in_process(settings: Settings, nodes: int) -> None:
+    """Run all sites in this process, over an in-process grid."""
+    run_config = flatten(settings)
+    grid = InProcessGrid(client_app, nodes, run_config)
+    server_app(grid, Context(grid.run.run_id, SERVER_NODE, {}, RecordDict(), run_config))
+
+
+ENGINES: dict[str, Engine] = {"in-process": in_process, "flower": run_simulation}
