@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from common.cli import run_cli
 from common.errors import SiteDataError
 from common.judge import Judgement
 from common.settings import DataSettings
+from common.threads import threads
 
 app = typer.Typer(
     help="One site: its data, and a model adapted to it. Nothing here uses the network.", no_args_is_help=True
@@ -76,8 +76,8 @@ def classify(
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    run_cli(app)
+    with threads(1):
+        run_cli(app)
 
 
 def _list_corrupt(data: FolderData) -> None:

@@ -7,8 +7,6 @@ and an edge site can do the work in a process of its own.
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -29,6 +27,7 @@ from common.plan import Plan, plan_for
 from common.reptile import Adapted, adapt
 from common.seeds import seed_of
 from common.settings import InnerLoop, Settings
+from common.threads import threads
 
 
 @dataclass(frozen=True)
@@ -153,17 +152,6 @@ class Site:
     def _generator(self, request: Request, purpose: str) -> torch.Generator:
         seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)
         return torch.Generator().manual_seed(seed)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with this many threads inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _capped(value: int, limit: int) -> int:

@@ -1,5 +1,6 @@
 """What the command lines of all folders share: settings from files and words, and how an error ends a command."""
 
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +19,10 @@ def run_cli(app: typer.Typer) -> None:
     """Run a command line and leave with its exit code.
 
     An error that a user is meant to read becomes one red line on stderr and exit code 1; Ctrl-C
-    becomes exit code 130. Any other exception is a bug and keeps its traceback.
+    becomes exit code 130, and so the request to end (SIGTERM) 143, after what is underway has
+    been put in order. Any other exception is a bug and keeps its traceback.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except FedreptileError as error:

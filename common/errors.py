@@ -61,3 +61,7 @@ class CheckpointError(FedreptileError):
 
 class SourceError(FedreptileError):
     """A data set could not be fetched or does not match its checksum."""
+
+
+class LaunchError(FedreptileError):
+    """A run could not be started with Flower, or did not end well."""

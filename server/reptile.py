@@ -123,7 +123,7 @@ class Reptile(Strategy):
                 for site, update in updates.items()
                 if "accuracy-after" in update.scalars
             },
-            causes=Counter(error.cause for error in dropped.values()),
+            causes=dict(Counter(error.cause for error in dropped.values())),
         )
         if not quorum:
             self.state = without_quorum(self.state)

@@ -20,4 +20,9 @@ def in_process(settings: Settings, nodes: int) -> None:
     server_app(grid, Context(grid.run.run_id, SERVER_NODE, {}, RecordDict(), run_config))
 
 
-ENGINES: dict[str, Engine] = {"in-process": in_process, "flower": run_simulation}
+def flower(settings: Settings, nodes: int) -> None:
+    """Run the sites in Flower's own simulation, one process (Ray actor) a core."""
+    run_simulation(settings, nodes)
+
+
+ENGINES: dict[str, Engine] = {"in-process": in_process, "flower": flower}
