@@ -1,0 +1,100 @@
+"""Sites by name: joining, leaving, two of one name, and who is sampled."""
+
+from collections import Counter
+
+import pytest
+from flwr.app import ConfigRecord, Error, RecordDict
+
+from common.errors import RoundError
+from common.settings import Settings
+from server.roster import Roster, held_out, sample_sites
+from tests.server.scripted import Clock, ScriptedGrid, introduction
+
+NAMES = [f"site-{i:02d}" for i in range(12)]
+
+
+def test_sites_introduce_themselves_once() -> None:
+    grid = ScriptedGrid({7: lambda m: introduction("north"), 5: lambda m: introduction("south")})
+    roster = Roster()
+    roster.welcome(grid, 1.0)
+    roster.welcome(grid, 1.0)
+    assert roster.nodes == {"north": 7, "south": 5} and len(grid.sent) == 2
+    assert roster.introductions["north"].classes == {"a": 3, "b": 4}
+
+
+def test_a_site_that_left_is_forgotten_and_may_come_back_as_another_node() -> None:
+    grid = ScriptedGrid({7: lambda m: introduction("north"), 5: lambda m: introduction("south")})
+    roster = Roster()
+    roster.welcome(grid, 1.0)
+    grid.answers[9] = grid.answers.pop(7)
+    roster.welcome(grid, 1.0)
+    assert roster.nodes == {"north": 9, "south": 5}
+
+
+def test_a_second_site_of_the_same_name_is_refused_and_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: introduction("north")})
+    roster = Roster()
+    roster.welcome(grid, 1.0)
+    roster.welcome(grid, 1.0)
+    assert roster.nodes == {"north": 5} and len(grid.sent) == 2
+    assert "a site named 'north' is already here" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Error(100, "SettingsError"), RecordDict(), RecordDict({"introduction": ConfigRecord({"name": 3})})],
+    ids=["an error", "nothing", "nonsense"],
+)
+def test_a_node_that_answers_with_something_else_takes_no_part(answer: RecordDict | Error) -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: answer})
+    roster = Roster()
+    roster.welcome(grid, 1.0)
+    assert roster.nodes == {"north": 5}
+
+
+def test_waiting_ends_when_enough_sites_are_here() -> None:
+    grid, clock = ScriptedGrid({}), Clock()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        node = len(grid.answers)
+        grid.answers[node] = lambda m: introduction(f"site-{node}")
+
+    Roster().wait_for(grid, 3, 60.0, clock.now, sleep)
+    assert clock.time < 10
+
+
+def test_too_few_sites_end_the_wait_with_their_names() -> None:
+    grid, clock = ScriptedGrid({5: lambda m: introduction("north")}), Clock()
+    with pytest.raises(RoundError, match=r"1 of 2 sites joined within 60 s \(here: north"):
+        Roster().wait_for(grid, 2, 60.0, clock.now, clock.sleep)
+    assert clock.time >= 60
+
+
+def test_every_site_is_sampled_about_equally_often_and_never_twice_in_a_round() -> None:
+    settings = Settings.from_flat({"outer.sites-per-round": 5})
+    draws = [sample_sites(NAMES, number, settings) for number in range(2400)]
+    assert all(len(set(draw)) == 5 and draw == sorted(draw) for draw in draws)
+    counts = Counter(name for draw in draws for name in draw)
+    # 1000 expected each; five standard deviations of a binomial with n = 2400, p = 5/12 are about 121.
+    assert all(abs(counts[name] - 1000) < 121 for name in NAMES)
+
+
+def test_a_round_s_sample_depends_on_seed_and_round_only() -> None:
+    settings = Settings.from_flat({"outer.sites-per-round": 5})
+    assert sample_sites(NAMES, 3, settings) == sample_sites(NAMES[::-1], 3, settings)
+    other = settings.with_values({"run.seed": 1})
+    assert [sample_sites(NAMES, n, settings) for n in range(9)] != [sample_sites(NAMES, n, other) for n in range(9)]
+
+
+def test_zero_sites_per_round_means_all_and_more_than_there_are_means_all() -> None:
+    for count in (0, 99):
+        assert sample_sites(NAMES, 0, Settings.from_flat({"outer.sites-per-round": count})) == NAMES
+
+
+def test_held_out_sites_depend_on_the_seed_and_not_on_the_order_of_names() -> None:
+    settings = Settings.from_flat({"judge.held-out": 3})
+    assert held_out(NAMES, settings) == held_out(NAMES[::-1], settings)
+    assert len(held_out(NAMES, settings)) == 3
+    seeds = {tuple(held_out(NAMES, settings.with_values({"run.seed": seed}))) for seed in range(9)}
+    assert len(seeds) > 1
