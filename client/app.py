@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 
 from client.outbound import Content, leave, leave_error
 from client.settings import SiteSettings, parse_node_config
+from common.log import show_log
 from common.messages import decode_request
 from common.settings import Settings, Value
 
@@ -52,6 +53,8 @@ def class_table(message: Message, context: Context) -> Message:
 def answer(message: Message, context: Context, work: Callable[["Site"], Content]) -> Message:
     """Do the work and let its result out through the one door; so too any error."""
     own: SiteSettings | None = None
+    if "partition-id" not in context.node_config:
+        show_log()  # of a site alone; thousands of simulated ones would drown the run's own
     try:
         own, site = _site(_frozen(context.node_config), _frozen(context.run_config))
         return leave(work(site), own, message)

@@ -1,5 +1,6 @@
 """``fedreptile-sim``: what researchers run."""
 
+import logging
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -52,7 +53,7 @@ def run(
     nodes = len(site_names(sites))
     folder = (out or Path("runs") / name).resolve()
     fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(sites), "outer.join-sites": nodes}
-    settings = read_settings(config, assignments, _recipe(name, config)).with_values(fixed)
+    settings = read_settings(config, assignments, Settings() if config else recipe(name)).with_values(fixed)
     console.print(f"{nodes} sites from {sites}; {settings.run.rounds} rounds into {folder}")
     began = time.monotonic()
     try:
@@ -102,6 +103,7 @@ def data_get(name: Annotated[str, typer.Argument(help=", ".join(NAMES))], data_m
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     run_cli(app)
 
 
@@ -114,9 +116,9 @@ def _data(data: str, mirror: Path | None) -> tuple[Path, Path | None, str]:
     return path, None, path.name
 
 
-def _recipe(name: str, config: Path | None) -> Settings:
-    """Return the settings to start from: the data set's own recipe, unless a file is given."""
-    if name not in NAMES or config:
+def recipe(name: str) -> Settings:
+    """Return the settings of a data set's main job; the defaults for a folder of one's own."""
+    if name not in NAMES:
         return Settings()
     with as_file(files("simulations") / "recipes" / f"{name}.toml") as path:
         return read_settings(path, [])

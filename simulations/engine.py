@@ -1,14 +1,18 @@
 """Running a federation on this machine: the same ServerApp, strategy, ClientApp and Site as in production."""
 
+import logging
 from collections.abc import Callable
 
 from flwr.app import Context, RecordDict
-from server.launch import run_simulation
 
 from client.app import app as client_app
 from common.settings import Settings, flatten
 from server.app import app as server_app
+from server.launch import run_simulation
 from simulations.grid import SERVER_NODE, InProcessGrid
+
+# A simulation is a library to whoever runs it: whether its log is shown is theirs to say.
+logging.getLogger("fedreptile").addHandler(logging.NullHandler())
 
 Engine = Callable[[Settings, int], None]
 

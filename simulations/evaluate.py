@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from client.data.sites import open_site_data, site_names
-from client.site import threads
 from common.checkpoint import Checkpoint, write_atomically
 from common.episode import Episode, SiteData, sample_episode
 from common.errors import SettingsError
@@ -25,6 +24,7 @@ from common.plan import Plan, plan_for
 from common.reptile import adapt
 from common.seeds import seed_of
 from common.settings import Value
+from common.threads import threads
 
 PICTURED_EPISODES = 3
 """Episodes whose pictures go into the result, for the report."""

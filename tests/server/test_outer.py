@@ -1,7 +1,5 @@
 """The outer step with its options. Expected values are worked out by hand on one or two numbers."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -10,9 +8,8 @@ from common.settings import Settings, Value
 from server.outer import ADAM_BETAS, ADAM_TAU, SiteUpdate, advance, step_size, without_quorum
 
 
-def state(value: float = 10.0, **changes: object) -> RunState:
-    start = RunState(0, {"body": torch.tensor([value]), "head": torch.tensor([value])}, {}, {}, {})
-    return dataclasses.replace(start, **changes)
+def state(slots: dict[str, torch.Tensor] | None = None) -> RunState:
+    return RunState(0, {"body": torch.tensor([10.0]), "head": torch.tensor([10.0])}, slots or {}, {}, {})
 
 
 def update(delta: float, examples: float = 1.0, site: str = "a") -> SiteUpdate:

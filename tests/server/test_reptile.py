@@ -1,9 +1,13 @@
 """The strategy with replies of every kind: what fits is used, what does not is dropped and counted."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from common.plan import Plan
 from common.settings import Value
@@ -33,14 +37,15 @@ def broken(name: str, reply: RecordDict | Error | None) -> Answer:
     return lambda message: introduction(name) if message.metadata.message_type == "query" else reply
 
 
-def update(plan: Plan, **changes: object) -> RecordDict:
-    values = changes.get("delta", np.ones(plan.agreed.update, np.float32))
-    records = {
-        "update": ArrayRecord({"delta": Array(values), **changes.get("arrays", {})}),  # type: ignore[arg-type,dict-item]
-        "scalars": MetricRecord(changes.get("scalars", {"num-examples": 4.0})),  # type: ignore[arg-type]
-        **changes.get("records", {}),  # type: ignore[dict-item]
-    }
-    return RecordDict(records)
+def update(
+    plan: Plan,
+    delta: NDArray[Any] | None = None,
+    scalars: dict[str, float] | None = None,
+    extra: dict[str, MetricRecord] | None = None,
+) -> RecordDict:
+    values = np.ones(plan.agreed.update, np.float32) if delta is None else delta
+    report = MetricRecord(dict(scalars or {"num-examples": 4.0}))
+    return RecordDict({"update": ArrayRecord({"delta": Array(values)}), "scalars": report, **(extra or {})})
 
 
 def with_nan(plan: Plan) -> RecordDict:
@@ -49,11 +54,11 @@ def with_nan(plan: Plan) -> RecordDict:
     return update(plan, delta=values)
 
 
-MALFORMED = {
+MALFORMED: dict[str, Callable[[Plan], RecordDict | Error | None]] = {
     "not-finite": with_nan,
     "wrong-shape": lambda plan: update(plan, delta=np.ones(plan.agreed.update + 1, np.float32)),
     "wrong-dtype": lambda plan: update(plan, delta=np.ones(plan.agreed.update, np.float64)),
-    "extra-key": lambda plan: update(plan, records={"samples": MetricRecord({"x": 1})}),
+    "extra-key": lambda plan: update(plan, extra={"samples": MetricRecord({"x": 1})}),
     "missing-key": lambda plan: RecordDict({"scalars": MetricRecord({"num-examples": 4})}),
     "scalars": lambda plan: update(plan, scalars={"num-examples": 0.0}),
     "error-reply": lambda plan: Error(100, "the site's data cannot be used"),

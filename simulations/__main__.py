@@ -1,0 +1,5 @@
+"""``python -m simulations`` is ``fedreptile-sim``."""
+
+from simulations.cli import main
+
+main()
