@@ -108,7 +108,7 @@ def adapt_site(
             f"{len(episode.classes)}; use a checkpoint with the prototype head"
         )
     generator = torch.Generator().manual_seed(seed_of(settings.run.seed, "site model"))
-    adapted = adapt(plan.learner, state.published, episode.support, settings.inner, generator, state.slots)
+    adapted = adapt(plan.learner, state.published, episode.support, settings.adaptation, generator, state.slots)
     params = {**state.published, **adapted.params}
     classes, prototypes = _prototypes(plan.learner, params, episode)
     if others and isinstance(plan.learner.head, PrototypeHead):

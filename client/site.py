@@ -90,8 +90,7 @@ class Site:
             "seconds": time.monotonic() - work.began,
         }
         if work.request.judge:
-            with threads(self.site.threads):
-                scalars |= summary(judge(self.plan.learner, work.params, adapted.params, work.episode))
+            scalars |= summary(self._judged(work))
         return Update(delta.numpy(), slots.numpy(), scalars)
 
     def train(self, request: Request) -> Update:
@@ -107,10 +106,7 @@ class Site:
             episode = sample_episode(
                 self.data, settings.episode.way, settings.judge.shot, settings.episode.query, generator
             )
-            work = self._work(request, episode, generator)
-            adapted = self.adapt(work)
-            with threads(self.site.threads):
-                judged += judge(self.plan.learner, work.params, adapted.params, work.episode)
+            judged += self._judged(self._work(request, episode, generator))
         if not judged.after.total:
             raise SiteDataError(
                 "no class of the site has an input left over to judge on; add a second input to a class"
@@ -132,9 +128,6 @@ class Site:
 
     def _work(self, request: Request, episode: Episode, generator: torch.Generator) -> Work:
         device = self.site.device
-        inner = self.settings.inner
-        if self.site.max_steps:
-            inner = dataclasses.replace(inner, steps=min(inner.steps, self.site.max_steps))
         on_site = Episode(
             episode.classes, _cast(episode.support, self.plan, device), _cast(episode.query, self.plan, device)
         )
@@ -144,10 +137,21 @@ class Site:
             on_device(self.plan.params.unpack(torch.from_numpy(request.params.copy())), device),
             on_device(self.plan.slots.unpack(torch.from_numpy(request.slots.copy())), device),
             on_site,
-            inner,
+            self._capped_loop(self.settings.inner),
             generator,
             time.monotonic(),
         )
+
+    def _judged(self, work: Work) -> Judgement:
+        """Judge the adaptation that users get ([adapt]), which need not be the one that rounds learn with."""
+        generator = self._generator(work.request, "adapt")
+        inner = self._capped_loop(self.settings.adaptation)
+        adapted = self.adapt(dataclasses.replace(work, inner=inner, generator=generator))
+        with threads(self.site.threads):
+            return judge(self.plan.learner, work.params, adapted.params, work.episode)
+
+    def _capped_loop(self, inner: InnerLoop) -> InnerLoop:
+        return dataclasses.replace(inner, steps=_capped(inner.steps, self.site.max_steps))
 
     def _generator(self, request: Request, purpose: str) -> torch.Generator:
         seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)

@@ -8,9 +8,10 @@ because that is what a Flower run config can hold.
 import dataclasses
 import difflib
 import fnmatch
+import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from common.errors import SettingsError
 
 Value = bool | int | float | str
+
+AUGMENTS = ("none", "affine", "flip", "affine+flip")
 
 
 def _setting(
@@ -80,13 +83,26 @@ class InnerLoop:
     steps: int = _setting(5, "inner steps", least=0)
     batch_size: int = _setting(20, "support inputs per inner step", least=1)
     frozen: str = _setting("", "names of params that are not adapted, as patterns, spaces between")
-    augment: str = _setting(
-        "none", "random change of support images per step", choices=("none", "affine", "flip", "affine+flip")
-    )
+    augment: str = _setting("none", "random change of support images per step", choices=AUGMENTS)
     views: int = _setting(1, "augmented copies of each support input", least=1)
 
     def is_frozen(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.frozen.split())
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """How the learned params are adapted where they are used: in judging and for a site's own model.
+
+    Rounds may learn best with larger inner steps than are best in the end; the paper too judges
+    with other numbers than it trains with (section 6). -1: as in [inner].
+    """
+
+    learning_rate: float = _setting(-1.0, "inner learning rate; -1 as in [inner]", least=-1)
+    steps: int = _setting(-1, "inner steps; -1 as in [inner]", least=-1)
+    batch_size: int = _setting(-1, "support inputs per inner step; -1 as in [inner]", least=-1)
+    augment: str = _setting("", "as inner.augment; empty: as in [inner]", choices=("", *AUGMENTS))
+    views: int = _setting(-1, "augmented copies of each support input; -1 as in [inner]", least=-1)
 
 
 @dataclass(frozen=True)
@@ -130,28 +146,36 @@ class Settings:
     episode: EpisodeSettings = EpisodeSettings()
     model: ModelSettings = ModelSettings()
     inner: InnerLoop = InnerLoop()
+    adapt: AdaptSettings = AdaptSettings()
     outer: OuterSettings = OuterSettings()
     judge: JudgeSettings = JudgeSettings()
 
     def __post_init__(self) -> None:
-        for key, value, limits in _walk(self):
+        for key, value, limits in (*_walk(self), *_walk_part("adapt", self.adaptation)):
             _check(key, value, limits)
         if self.judge.transductive and self.model.normalisation != "batch":
             raise SettingsError(
                 "judge.transductive is on but model.normalisation is 'frozen', where queries never share "
                 "statistics; set model.normalisation = 'batch' or leave judge.transductive off"
             )
-        if self.inner.views > 1 and self.inner.augment == "none":
-            raise SettingsError(
-                f"inner.views is {self.inner.views} but inner.augment is 'none', so the copies would be "
-                "identical; set inner.augment or leave inner.views at 1"
-            )
+        for section, loop in (("inner", self.inner), ("adapt", self.adaptation)):
+            if loop.views > 1 and loop.augment == "none":
+                raise SettingsError(
+                    f"{section}.views is {loop.views} but {section}.augment is 'none', so the copies would be "
+                    f"identical; set {section}.augment or leave {section}.views at 1"
+                )
         if ":" not in self.model.network and self.model.network != "omniglot":
             raise SettingsError(
                 f"model.network is {self.model.network!r}; it must be 'omniglot' or 'module:function' "
                 "naming a function that is installed at every site"
             )
         layer_step_size(self.outer.layer_step_sizes, "")
+
+    @property
+    def adaptation(self) -> InnerLoop:
+        """The inner loop for judging and for a site's own model: [inner], changed by [adapt]."""
+        given = {key: value for key, value in vars(self.adapt).items() if value not in (-1, "")}
+        return dataclasses.replace(self.inner, **given)
 
     @classmethod
     def from_flat(cls, flat: Mapping[str, Value]) -> "Settings":
@@ -181,6 +205,19 @@ class Settings:
 def flatten(settings: Settings) -> dict[str, Value]:
     """Return all values under their keys: the inverse of ``Settings.from_flat``."""
     return {key: value for key, value, _ in _walk(settings)}
+
+
+def as_toml(settings: Settings, without: Collection[str] = ()) -> str:
+    """Return settings as a file that ``read_toml`` takes, each with its meaning; some keys may be left out."""
+    lines: list[str] = []
+    for key, value, limits in _walk(settings):
+        section, name = key.split(".", 1)
+        if f"[{section}]" not in lines:
+            lines += ["", f"[{section}]"]
+        if key not in without:
+            # Of the values that settings can hold, JSON writes each as TOML does.
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}  # {limits['meaning']}")
+    return "\n".join(lines[1:]) + "\n"
 
 
 def read_toml(path: Path) -> dict[str, Value]:
@@ -237,10 +274,12 @@ def layer_step_size(factors: str, name: str) -> float:
 
 def _walk(settings: Settings) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
     for section in dataclasses.fields(settings):
-        part = getattr(settings, section.name)
-        for item in dataclasses.fields(part):
-            key = f"{section.name}.{item.name}".replace("_", "-")
-            yield key, getattr(part, item.name), item.metadata
+        yield from _walk_part(section.name, getattr(settings, section.name))
+
+
+def _walk_part(section: str, part: Any) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
+    for item in dataclasses.fields(part):
+        yield f"{section}.{item.name}".replace("_", "-"), getattr(part, item.name), item.metadata
 
 
 def _typed(key: str, value: Value, default: Value) -> Value:

@@ -1,6 +1,7 @@
 """``fedreptile-sim``: what researchers run."""
 
 import logging
+import sys
 import time
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -15,7 +16,7 @@ from client.data.sites import site_names
 from common.checkpoint import NAME, read_checkpoint
 from common.cli import read_settings, run_cli
 from common.errors import SettingsError
-from common.settings import Settings, Value, parse_assignments
+from common.settings import Settings, Value, as_toml, parse_assignments
 from simulations.engine import ENGINES
 from simulations.evaluate import Evaluation, Protocol, evaluate
 from simulations.progress import shown
@@ -25,7 +26,7 @@ from simulations.sources.prepare import NAMES, Prepared, prepare, prepare_or_dig
 app = typer.Typer(help="Federations of many sites on this machine.", no_args_is_help=True)
 data_app = typer.Typer(help="Data sets for simulations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 
 MAIN_PROTOCOLS = ((5, 1, True), (5, 5, True), (5, 1, False), (5, 5, False))
 """(way, shot, pooled) that the main job is judged by."""
@@ -94,6 +95,14 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     console.print(str(write_report(run.resolve())))
 
 
+@app.command("settings")
+def settings_command(
+    data: Annotated[str, typer.Option(help="Start from the recipe of a data set.")] = "",
+) -> None:
+    """Print every setting with its meaning, as a TOML file to start from."""
+    print(as_toml(recipe(data)), end="")
+
+
 @data_app.command("get")
 def data_get(name: Annotated[str, typer.Argument(help=", ".join(NAMES))], data_mirror: Mirror = None) -> None:
     """Fetch a data set, check its sums, and pack it into sites."""
@@ -136,20 +145,15 @@ def _judge_all(folder: Path, sites: Path, episodes: int) -> None:
 
 
 def _table(results: list[Evaluation]) -> Table:
-    table = Table(title=f"accuracy on sites never seen, 95 % interval, {results[0].protocol.episodes} episodes")
-    for heading in ("protocol", "from scratch", "before", "after adaptation", "NLL", "ECE", "worst site", "sites hurt"):
+    episodes = results[0].protocol.episodes
+    table = Table(title=f"accuracy on {Path(results[0].data).name}, 95 % interval, {episodes} episodes each")
+    for heading in ("protocol", "from scratch", "before", "adapted", "worst site", "hurt"):
         table.add_column(heading)
     for result in results:
-        worst = result.sites[result.worst_site]
         columns = [f"{score.mean:.1%} ± {score.ci95:.1%}" for score in (result.scratch, result.before, result.after)]
-        figures = [f"{result.after.nll:.3f}", f"{result.after.ece:.3f}"]
-        table.add_row(
-            result.protocol.name,
-            *columns,
-            *figures,
-            f"{worst.after:.1%} {result.worst_site}",
-            f"{result.share_hurt:.0%}",
-        )
+        worst, hurt = f"{result.sites[result.worst_site].after:.1%} {result.worst_site}", f"{result.share_hurt:.0%}"
+        by_site = ["–", "–"] if result.protocol.pooled else [worst, hurt]
+        table.add_row(result.protocol.name, *columns, *by_site)
     return table
 
 

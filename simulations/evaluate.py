@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -105,10 +105,12 @@ class Evaluation:
     """(true class, predicted class, inputs) after adaptation, most frequent mistakes first, hits last.
     Classes are named site/class."""
     pictures: Sequence[PicturedEpisode]
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """Settings that differ from the run's."""
 
     def write(self, run: Path) -> Path:
         """Write the result into a run's folder, for its report."""
-        path = run / f"judged-{self.protocol.name.replace(' ', '-')}.json"
+        path = run / f"judged-{Path(self.data).name}-{self.protocol.name.replace(' ', '-')}.json"
         write_atomically(path, json.dumps(asdict(self)).encode())
         return path
 
@@ -154,7 +156,7 @@ def evaluate(
 
     Args:
         data: absolute path of sites in any layout that the project reads.
-        changes: settings that differ from the run's, such as ``inner.steps``.
+        changes: settings that differ from the run's, such as ``adapt.steps``.
         done: called with the number of episodes done, after each.
 
     Raises:
@@ -181,7 +183,9 @@ def evaluate(
     with threads(1):
         for number, (site, episode, generator) in enumerate(_episodes(sites, protocol, settings.run.seed)):
             meta = {**checkpoint.state.published, **adapt_one(plan, checkpoint, episode, generator)}
-            scratch = adapt(plan.learner, plan.initial, episode.support, settings.inner, generator, plan.initial_slots)
+            scratch = adapt(
+                plan.learner, plan.initial, episode.support, settings.adaptation, generator, plan.initial_slots
+            )
             tallies = [
                 score(plan.learner, params, episode)
                 for params in (checkpoint.state.published, meta, {**plan.initial, **scratch.params})
@@ -190,12 +194,13 @@ def evaluate(
             if number < PICTURED_EPISODES:
                 pictures.append(_picture(plan, checkpoint.state.published, meta, site, episode))
             done(number + 1)
-    return _summed_up(str(data), protocol, checkpoint.state.round, results, pictures)
+    result = _summed_up(str(data), protocol, checkpoint.state.round, results, pictures)
+    return replace(result, changes={key: str(value) for key, value in (changes or {}).items()})
 
 
 def adapt_one(plan: Plan, checkpoint: Checkpoint, episode: Episode, generator: torch.Generator) -> Params:
     """Adapt the published params to the support set of an episode."""
-    state, inner = checkpoint.state, plan.settings.inner
+    state, inner = checkpoint.state, plan.settings.adaptation
     return adapt(plan.learner, state.published, episode.support, inner, generator, state.slots).params
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from common.checkpoint import Checkpoint, read_checkpoint, write_atomically
 from common.errors import CheckpointError
-from common.settings import Settings, Value, flatten
+from common.settings import Settings, Value, as_toml, flatten
 from server.reptile import RoundReport
 from server.rounds import JOURNAL, read_journal
 from simulations.evaluate import Evaluation, SiteRow
@@ -202,7 +202,7 @@ def render(run: RecordedRun) -> str:
         sites=site_counts(run.journal),
         causes=CAUSES,
         setting_rows=setting_rows(settings),
-        toml=toml(settings),
+        toml=as_toml(settings, PATHS),
         most_rows=MOST_ROWS,
         most_plotted=MOST_SITES,
         most_mistakes=MISTAKES,
@@ -238,19 +238,6 @@ def setting_rows(settings: Settings) -> list[SettingRow]:
     values, defaults = flatten(settings), flatten(Settings())
     shown = {key: folder_name(str(value)) if key in PATHS else value for key, value in values.items()}
     return [SettingRow(key, value, defaults[key], meanings[key]) for key, value in shown.items()]
-
-
-def toml(settings: Settings) -> str:
-    """Return all settings as a file that ``read_toml`` takes, paths of the machine left out."""
-    lines: list[str] = []
-    for key, value in flatten(settings).items():
-        section, name = key.split(".", 1)
-        if f"[{section}]" not in lines:
-            lines += ["", f"[{section}]"]
-        if key not in PATHS:
-            # Of the values that settings can hold, JSON writes each as TOML does.
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines[1:]) + "\n"
 
 
 def percent(share: float) -> str:

@@ -17,11 +17,11 @@ from PIL import Image
 
 from common.checkpoint import NAME, RunState, write_checkpoint
 from common.errors import CheckpointError
-from common.settings import Settings, flatten, read_toml
+from common.settings import Settings, as_toml, flatten, read_toml
 from server.reptile import RoundReport
 from server.rounds import JOURNAL, RunFolder
 from simulations.evaluate import Evaluation, Picture, PicturedEpisode, Protocol, Score, SiteRow
-from simulations.report import PATHS, RecordedRun, read_run, size, toml, write_report
+from simulations.report import PATHS, RecordedRun, read_run, size, write_report
 
 MAGENTA, BLUE = (255, 0, 255), (0, 0x72, 0xB2)
 SETTINGS = Settings.from_flat({"run.rounds": 2, "run.dir": "/secret/run", "data.sites": "/secret/plants"})
@@ -185,10 +185,10 @@ def test_ids_of_a_page_with_many_plots_are_unique_or_the_same_thing(tmp_path: Pa
 
 def test_settings_on_the_page_read_back_as_those_of_the_run(run: Path, tmp_path: Path) -> None:
     odd = SETTINGS.with_values({"inner.frozen": 'a"b\\c\nö 🌱', "inner.learning-rate": 1e-7, "run.resume": False})
-    (tmp_path / "settings.toml").write_text(toml(odd), encoding="utf-8")
+    (tmp_path / "settings.toml").write_text(as_toml(odd, PATHS), encoding="utf-8")
     values = read_toml(tmp_path / "settings.toml")
     assert values == {key: value for key, value in flatten(odd).items() if key not in PATHS}
-    assert Page(write_report(run)).text.count(" ".join(toml(SETTINGS).split())) == 1
+    assert Page(write_report(run)).text.count(" ".join(as_toml(SETTINGS, PATHS).split())) == 1
 
 
 def test_settings_that_differ_from_the_default_are_marked(run: Path) -> None:
@@ -383,7 +383,7 @@ def _with(key: str, value: object) -> Callable[[str], str]:
 def test_a_broken_result_of_judging_is_named_with_what_to_do(
     run: Path, change: Callable[[str], str], told: str
 ) -> None:
-    path = run / "judged-2-way-5-shot.json"
+    path = run / "judged-judged-2-way-5-shot.json"
     path.write_bytes(change(path.read_text()).encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=told) as caught:
         write_report(run)
