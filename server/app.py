@@ -1,10 +1,9 @@
 """The ServerApp that Flower starts."""
 
-import logging
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.log import show_log
 from common.settings import Settings
 from server.rounds import run_federation
 
@@ -14,6 +13,5 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes. Any error ends the run as failed, with its text."""
-    if not logging.getLogger().handlers:
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    show_log()
     run_federation(grid, Settings.from_flat(context.run_config))

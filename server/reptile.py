@@ -81,7 +81,7 @@ class Reptile(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask this round's sample of sites to adapt, and from time to time to judge as well."""
-        self.roster.welcome(grid, self.settings.outer.deadline)
+        self.roster.welcome(grid)
         names = sorted(self.roster.nodes)
         away = set(held_out(names, self.settings))
         chosen = sample_sites([name for name in names if name not in away], self.state.round, self.settings)

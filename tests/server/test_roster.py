@@ -16,8 +16,8 @@ NAMES = [f"site-{i:02d}" for i in range(12)]
 def test_sites_introduce_themselves_once() -> None:
     grid = ScriptedGrid({7: lambda m: introduction("north"), 5: lambda m: introduction("south")})
     roster = Roster()
-    roster.welcome(grid, 1.0)
-    roster.welcome(grid, 1.0)
+    roster.welcome(grid)
+    roster.welcome(grid)
     assert roster.nodes == {"north": 7, "south": 5} and len(grid.sent) == 2
     assert roster.introductions["north"].classes == {"a": 3, "b": 4}
 
@@ -25,17 +25,17 @@ def test_sites_introduce_themselves_once() -> None:
 def test_a_site_that_left_is_forgotten_and_may_come_back_as_another_node() -> None:
     grid = ScriptedGrid({7: lambda m: introduction("north"), 5: lambda m: introduction("south")})
     roster = Roster()
-    roster.welcome(grid, 1.0)
+    roster.welcome(grid)
     grid.answers[9] = grid.answers.pop(7)
-    roster.welcome(grid, 1.0)
+    roster.welcome(grid)
     assert roster.nodes == {"north": 9, "south": 5}
 
 
 def test_a_second_site_of_the_same_name_is_refused_and_not_asked_again(caplog: pytest.LogCaptureFixture) -> None:
     grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: introduction("north")})
     roster = Roster()
-    roster.welcome(grid, 1.0)
-    roster.welcome(grid, 1.0)
+    roster.welcome(grid)
+    roster.welcome(grid)
     assert roster.nodes == {"north": 5} and len(grid.sent) == 2
     assert "a site named 'north' is already here" in caplog.text
 
@@ -48,8 +48,32 @@ def test_a_second_site_of_the_same_name_is_refused_and_not_asked_again(caplog: p
 def test_a_node_that_answers_with_something_else_takes_no_part(answer: RecordDict | Error) -> None:
     grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: answer})
     roster = Roster()
-    roster.welcome(grid, 1.0)
+    roster.welcome(grid)
     assert roster.nodes == {"north": 5}
+
+
+def test_a_refused_node_is_asked_again_after_a_while_since_its_site_may_have_been_mended() -> None:
+    clock = Clock()
+    grid = ScriptedGrid({7: lambda m: Error(100, "broken")})
+    roster = Roster(clock.now)
+    roster.welcome(grid)
+    grid.answers[7] = lambda m: introduction("north")
+    roster.welcome(grid)
+    assert not roster.nodes
+    clock.sleep(61)
+    roster.welcome(grid)
+    assert roster.nodes == {"north": 7}
+
+
+def test_a_slow_node_holds_nobody_up_and_is_admitted_when_it_answers() -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: None})
+    roster = Roster()
+    roster.wait_for(grid, 1, 60.0, lambda seconds: pytest.fail("waited"))
+    assert roster.nodes == {"north": 5} and roster.waiting
+    grid.answers[7] = lambda m: introduction("south")
+    roster.welcome(grid)
+    assert roster.nodes == {"north": 5, "south": 7} and not roster.waiting
+    assert len(grid.sent) == 2
 
 
 def test_waiting_ends_when_enough_sites_are_here() -> None:
@@ -60,15 +84,22 @@ def test_waiting_ends_when_enough_sites_are_here() -> None:
         node = len(grid.answers)
         grid.answers[node] = lambda m: introduction(f"site-{node}")
 
-    Roster().wait_for(grid, 3, 60.0, clock.now, sleep)
+    Roster(clock.now).wait_for(grid, 3, 60.0, sleep)
     assert clock.time < 10
 
 
 def test_too_few_sites_end_the_wait_with_their_names() -> None:
     grid, clock = ScriptedGrid({5: lambda m: introduction("north")}), Clock()
-    with pytest.raises(RoundError, match=r"1 of 2 sites joined within 60 s \(here: north"):
-        Roster().wait_for(grid, 2, 60.0, clock.now, clock.sleep)
+    with pytest.raises(RoundError, match=r"1 of 2 sites joined within 60 s \(here: north\)"):
+        Roster(clock.now).wait_for(grid, 2, 60.0, clock.sleep)
     assert clock.time >= 60
+
+
+def test_when_enough_nodes_are_here_but_refused_the_wait_ends_at_once_with_the_reason() -> None:
+    grid, clock = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: Error(100, "no data")}), Clock()
+    with pytest.raises(RoundError, match=r"1 of 2 sites joined .* no data"):
+        Roster(clock.now).wait_for(grid, 2, 60.0, clock.sleep)
+    assert clock.time < 1
 
 
 def test_every_site_is_sampled_about_equally_often_and_never_twice_in_a_round() -> None:
