@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -64,11 +65,9 @@ def code_version() -> str:
 def write_checkpoint(path: Path, state: RunState, settings: Settings) -> None:
     """Write the state, whole or not at all: a temporary file beside it, flushed to disk, then renamed."""
     parts = {"params": state.params, "slots": state.slots, "optimizer": state.optimizer, "average": state.average}
-    tensors = {
-        f"{part}/{name}": value.cpu().contiguous() for part, values in parts.items() for name, value in values.items()
-    }
+    tensors = {f"{part}/{name}": _own(value) for part, values in parts.items() for name, value in values.items()}
     table = state.prototypes
-    tensors |= {f"prototypes/{name}": total.cpu().contiguous() for name, (total, _) in table.items()}
+    tensors |= {f"prototypes/{name}": _own(total) for name, (total, _) in table.items()}
     described = {
         "round": state.round,
         "failed": state.failed,
@@ -117,10 +116,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
             table,
         )
         return Checkpoint(state, Settings.from_flat(described["settings"]), str(described["code"]))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, SettingsError) as error:
+    except (
+        OSError,
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        SettingsError,
+    ) as error:
         raise CheckpointError(
             f"{file} is not a checkpoint that can be read: {error}; give the folder of a run or its {NAME}"
         ) from error
+
+
+def _own(value: Tensor) -> Tensor:
+    """Return a copy with memory of its own, since safetensors refuses tensors that share it."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

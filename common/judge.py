@@ -93,7 +93,8 @@ def tally(log_probs: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Tally:
     if not len(labels):
         return Tally()
     confidence, predicted = log_probs.exp().max(1)
-    right = predicted == labels
+    confidence = confidence.nan_to_num(0.0)  # of a model that diverged: it is sure of nothing, and never right
+    right = (predicted == labels) & log_probs.isfinite().any(1)
     slot = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
     rows = zip(slot.tolist(), confidence.tolist(), right.tolist(), strict=True)
     bins = [(0, 0.0, 0)] * CALIBRATION_BINS

@@ -33,9 +33,10 @@ class Learner:
         self.head = head
         self.normalisation = model.normalisation
         self.transductive = transductive
-        self._prepare_normalisation()
+        self._normalisations = self._prepared_normalisations()
 
-    def _prepare_normalisation(self) -> None:
+    def _prepared_normalisations(self) -> list[_BatchNorm]:
+        found = []
         for name, module in self.network.named_modules():
             if not isinstance(module, _BatchNorm):
                 continue
@@ -47,6 +48,8 @@ class Learner:
             # A cumulative average over one batch, from a fresh counter, is that batch's statistics.
             module.momentum = None
             module.reset_running_stats()
+            found.append(module)
+        return found
 
     def to(self, device: str) -> "Learner":
         """Move the network's buffers to a device."""
@@ -55,7 +58,8 @@ class Learner:
 
     def loss(self, params: Params, examples: Examples) -> Tensor:
         """Return the inner loss on a batch, normalised with the batch's own statistics."""
-        embeddings = self._embed(params, examples.inputs, self._fresh_buffers(), batch_statistics=True)
+        self.network.train()
+        embeddings = self._call(params, examples.inputs, self._fresh_buffers())
         return self.head.loss(params, embeddings, examples.labels, examples.way)
 
     @torch.no_grad()
@@ -66,30 +70,33 @@ class Learner:
         batch normalisation each input shares a batch with the whole support set (paper, section
         6.1, without transduction), or all inputs share one batch without it (transduction).
         """
+        if not len(inputs):
+            return inputs.new_zeros(0, support.way)
         if self.normalisation == "frozen":
             return self.classify(params, self.freeze(params, support), support, inputs)
         if self.transductive:
-            known = self._embed(params, support.inputs, self._fresh_buffers(), batch_statistics=True)
-            query = self._embed(params, inputs, self._fresh_buffers(), batch_statistics=True)
+            known = self._measure(params, support.inputs, self._fresh_buffers())
+            query = self._measure(params, inputs, self._fresh_buffers())
             return self.head.log_probs(params, known, support.labels, support.way, query)
         rows = []
         for one in torch.split(inputs, 1):
             batch = torch.cat([support.inputs, one])
-            both = self._embed(params, batch, self._fresh_buffers(), batch_statistics=True)
+            both = self._measure(params, batch, self._fresh_buffers())
             rows.append(self.head.log_probs(params, both[:-1], support.labels, support.way, both[-1:]))
-        return torch.cat(rows) if rows else inputs.new_zeros(0, support.way)
+        return torch.cat(rows)
 
     @torch.no_grad()
     def freeze(self, params: Params, support: Examples) -> Buffers:
         """Return buffers that hold the normalisation statistics of the support set under these params."""
         buffers = self._fresh_buffers()
-        self._embed(params, support.inputs, buffers, batch_statistics=True)
+        self._measure(params, support.inputs, buffers)
         return buffers
 
     @torch.no_grad()
     def embed(self, params: Params, buffers: Buffers, inputs: Tensor) -> Tensor:
         """Return embeddings [n, d], normalised with frozen statistics."""
-        return self._embed(params, inputs, buffers, batch_statistics=False)
+        self.network.eval()
+        return self._call(params, inputs, buffers)
 
     def classify(self, params: Params, buffers: Buffers, support: Examples, inputs: Tensor) -> Tensor:
         """Return log-probabilities [n, way] with statistics that ``freeze`` returned."""
@@ -100,8 +107,14 @@ class Learner:
     def _fresh_buffers(self) -> Buffers:
         return {name: buffer.clone() for name, buffer in self.network.named_buffers()}
 
-    def _embed(self, params: Params, inputs: Tensor, buffers: Buffers, *, batch_statistics: bool) -> Tensor:
-        self.network.train(batch_statistics)
+    def _measure(self, params: Params, inputs: Tensor, buffers: Buffers) -> Tensor:
+        """Embed with the batch's own statistics, which ``buffers`` then hold; nothing is dropped at random."""
+        self.network.eval()
+        for layer in self._normalisations:
+            layer.train()
+        return self._call(params, inputs, buffers)
+
+    def _call(self, params: Params, inputs: Tensor, buffers: Buffers) -> Tensor:
         weights = {name: value for name, value in params.items() if not name.startswith("head.")}
         embeddings: Tensor = functional_call(self.network, {**weights, **buffers}, (inputs,))
         return embeddings

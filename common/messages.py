@@ -103,20 +103,23 @@ def encode_request(request: Request, digest: str) -> RecordDict:
 def decode_request(content: RecordDict, agreed: Agreement) -> Request:
     """Raises RequestError if the server's message is not of the agreed form."""
     try:
-        config: dict[str, Any] = dict(content.config_records["config"])
-        if config["manifest"] != agreed.digest:
+        _exactly(content, {"request", "config"})
+        config = _record(content, "config", ConfigRecord)
+        if config.get("manifest") != agreed.digest:  # first, since another version may also differ in the rest
             raise RequestError(
-                f"the server's manifest {str(config['manifest'])[:12]} differs from this site's {agreed.digest[:12]}: "
-                "network, head, frozen names or code version differ; install the same version as the server"
+                f"the server's manifest {str(config.get('manifest'))[:12]} differs from this site's "
+                f"{agreed.digest[:12]}: network, head, frozen names or code version differ; install the same version "
+                "as the server"
             )
-        arrays = _arrays(
-            content.array_records["request"], {"params": agreed.params, "slots": agreed.slots}, agreed.dtype
-        )
-        return Request(int(config["round"]), arrays["params"], arrays["slots"], bool(config["judge"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"the server's message is malformed: {error!r}") from error
+        _exactly(config, {"round", "judge", "manifest"})
+        number, judge = config["round"], config["judge"]
+        if type(number) is not int or type(judge) is not bool:
+            raise UpdateError("wrong-record", "round is not a whole number, or judge not true or false")
+        sizes = {"params": agreed.params, "slots": agreed.slots}
+        arrays = _arrays(_record(content, "request", ArrayRecord), sizes, agreed.dtype)
     except UpdateError as error:
-        raise RequestError(f"the server's params do not fit: {error}") from error
+        raise RequestError(f"the server's message does not fit: {error}") from error
+    return Request(number, arrays["params"], arrays["slots"], judge)
 
 
 def encode_update(update: Update) -> RecordDict:
@@ -155,8 +158,9 @@ def decode_judged(content: RecordDict) -> Judged:
     table = _record(content, "per-class", ConfigRecord)
     _exactly(table, {"names", "correct", "total"})
     names, correct, total = _names(table["names"]), _counts(table["correct"]), _counts(table["total"])
-    if not len(names) == len(correct) == len(total) or any(c > t for c, t in zip(correct, total, strict=True)):
-        raise UpdateError("per-class", "names, correct and total do not belong together")
+    _together("per-class", names, correct, total)
+    if any(c > t for c, t in zip(correct, total, strict=True)):
+        raise UpdateError("per-class", "a class has more correct inputs than inputs")
     pairs = zip(correct, total, strict=True)
     scalars = decode_scalars(_record(content, "scalars", MetricRecord))
     return Judged(scalars, dict(zip(names, pairs, strict=True)))
@@ -164,7 +168,8 @@ def decode_judged(content: RecordDict) -> Judged:
 
 def encode_class_table(table: ClassTable) -> RecordDict:
     config = ConfigRecord({"names": list(table.names), "counts": list(table.counts)})
-    return RecordDict({"class-table": ArrayRecord({"sums": Array(table.sums.reshape(-1))}), "classes": config})
+    arrays = {"sums": Array(table.sums.reshape(-1))} if table.names else {}
+    return RecordDict({"class-table": ArrayRecord(arrays), "classes": config})
 
 
 def decode_class_table(content: RecordDict, agreed: Agreement) -> ClassTable:
@@ -173,8 +178,9 @@ def decode_class_table(content: RecordDict, agreed: Agreement) -> ClassTable:
     config = _record(content, "classes", ConfigRecord)
     _exactly(config, {"names", "counts"})
     names, counts = _names(config["names"]), _counts(config["counts"])
-    if len(names) != len(counts) or len(set(names)) != len(names) or any(count < 1 for count in counts):
-        raise UpdateError("class-table", "names and counts do not belong together")
+    _together("class-table", names, counts)
+    if any(count < 1 for count in counts):
+        raise UpdateError("class-table", "a class has no inputs")
     size = len(names) * agreed.embedding
     arrays = _arrays(_record(content, "class-table", ArrayRecord), {"sums": size}, agreed.dtype)
     return ClassTable(names, counts, arrays["sums"].reshape(len(names), agreed.embedding))
@@ -204,8 +210,8 @@ def decode_introduction(content: RecordDict) -> Introduction:
     names, counts = _names(config["classes"]), _counts(config["counts"])
     packages, versions = _names(config["packages"]), _names(config["versions"])
     name, device = _names([config["name"], config["device"]])
-    if len(names) != len(counts) or len(packages) != len(versions):
-        raise UpdateError("introduction", "classes and counts, or packages and versions, do not belong together")
+    _together("introduction", names, counts)
+    _together("introduction", packages, versions)
     if not name or len(name) > 200:
         raise UpdateError("introduction", "the site's name is empty or longer than 200 characters")
     return Introduction(name, dict(zip(names, counts, strict=True)), device, dict(zip(packages, versions, strict=True)))
@@ -271,8 +277,8 @@ def _npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError("not version 1.0 of the .npy format, all that a one-dimensional array needs")
         shape, _, kind = np.lib.format.read_array_header_1_0(stream)
-    except (ValueError, SyntaxError, TypeError) as error:
-        raise UpdateError("truncated", f"an array's header is damaged: {error}") from error
+    except Exception as error:
+        raise UpdateError("truncated", f"an array's header is damaged: {type(error).__name__}") from error
     return shape, kind, stream.tell()
 
 
@@ -295,6 +301,12 @@ def _record(content: RecordDict, name: str, kind: type[Any]) -> Any:
     if not isinstance(record, kind):
         raise UpdateError("wrong-record", f"{name!r} is a {type(record).__name__}; expected {kind.__name__}")
     return record
+
+
+def _together(cause: str, names: tuple[str, ...], *columns: tuple[Any, ...]) -> None:
+    """Raise UpdateError unless the names are distinct and every column has one value for each."""
+    if len(set(names)) != len(names) or any(len(column) != len(names) for column in columns):
+        raise UpdateError(cause, "a name stands there twice, or names and values differ in number")
 
 
 def _names(values: Any) -> tuple[str, ...]:

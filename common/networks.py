@@ -5,6 +5,7 @@ import importlib
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from common.errors import SettingsError
 from common.settings import DataSettings, ModelSettings
@@ -55,13 +56,12 @@ def build_network(model: ModelSettings, data: DataSettings) -> nn.Module:
         return OmniglotNetwork(data.channels, model.width)
     module_name, _, function_name = model.network.partition(":")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        network = getattr(importlib.import_module(module_name), function_name)(data.channels, data.size)
+    except Exception as error:
         raise SettingsError(
-            f"model.network {model.network!r} cannot be imported: {error}; install the module that "
-            "defines it in this Python environment, at the server and at every site"
+            f"model.network {model.network!r} cannot be built: {type(error).__name__}: {error}; it must name a "
+            "function of (channels, size) in a module that is installed at the server and at every site"
         ) from error
-    network = function(data.channels, data.size)
     if not isinstance(network, nn.Module):
         raise SettingsError(
             f"model.network {model.network!r} returned {type(network).__name__}; it must return a torch.nn.Module"
@@ -73,10 +73,11 @@ def embedding_size(network: nn.Module, data: DataSettings) -> int:
     """Return d of the embeddings [n, d]. Raises SettingsError if the network's output is not of that form."""
     probe = torch.zeros(2, data.channels, data.size, data.size)
     probe = probe.to(next((p.dtype for p in network.parameters()), torch.float32))
+    own = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:
         with torch.no_grad():
-            output = network(probe)
-    except RuntimeError as error:
+            output = functional_call(network, own, (probe,))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise SettingsError(f"the network does not accept inputs of shape {tuple(probe.shape)}: {error}") from error
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != len(probe):
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -14,6 +14,7 @@ from common.augment import augment
 from common.episode import Examples
 from common.learner import Learner, with_views
 from common.params import Params
+from common.seeds import drawing_from
 from common.settings import InnerLoop
 
 ADAM_BETA2 = 0.999
@@ -52,7 +53,8 @@ def adapt(
     for batch in batches(support, inner, learner.head.balanced_batches, generator):
         for value in fast.values():
             value.requires_grad_()
-        loss = learner.loss({**params, **fast}, batch)
+        with drawing_from(generator):
+            loss = learner.loss({**params, **fast}, batch)
         gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             inner_step(fast, dict(zip(fast, gradients, strict=True)), state, inner)
@@ -107,7 +109,7 @@ def outer_step(
     """
     mean = mean_update(updates, weights)
     return {
-        name: value + (step_size if isinstance(step_size, float) else step_size[name]) * mean[name]
+        name: value + (step_size[name] if isinstance(step_size, Mapping) else step_size) * mean[name]
         if name in mean
         else value
         for name, value in params.items()

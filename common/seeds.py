@@ -5,9 +5,22 @@ needs to be carried from round to round and a resumed run draws exactly what it 
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 
 
 def seed_of(*address: str | int) -> int:
     """Return the 63-bit seed of the stream with this address, the same on every machine."""
     text = "/".join(str(part) for part in address)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Let torch's global random state, which dropout draws from, follow a generator inside the block."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        yield

@@ -232,10 +232,14 @@ def read_toml(path: Path) -> dict[str, Value]:
         raise SettingsError(f"settings file {path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"settings file {path} is not valid TOML: {error}") from error
-    loose = [key for key, value in tree.items() if not isinstance(value, dict)]
-    if loose:
+    if loose := [key for key, value in tree.items() if not isinstance(value, dict)]:
         raise SettingsError(f"settings file {path}: {loose[0]!r} stands outside a [section]")
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    values = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    if deep := [key for key, value in values.items() if not isinstance(value, bool | int | float | str)]:
+        raise SettingsError(
+            f"settings file {path}: {deep[0]!r} is a {type(values[deep[0]]).__name__}; it must be a value"
+        )
+    return values
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Value]:
@@ -284,7 +288,9 @@ def _walk_part(section: str, part: Any) -> Iterable[tuple[str, Value, Mapping[st
 
 def _typed(key: str, value: Value, default: Value) -> Value:
     kind = type(default)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        raise SettingsError(f"setting {key} is a number of {value.bit_length()} bits; it must fit into 64")
+    if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

@@ -73,7 +73,8 @@ class Roster:
         ):
             for reply in replies:
                 key = key_of.get(reply.metadata.reply_to_message_id)
-                if key is not None and self._asked.pop(key, None):
+                if key is not None:
+                    del self._asked[key]
                     yield key, reply
 
     def _admit(self, node: int, reply: Message) -> None:
