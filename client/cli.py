@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from client.data.folder import FolderData, open_folder, unit_range
 from client.data.images import read_image
@@ -35,7 +36,7 @@ def check(
     found = open_folder(data.resolve(), DataSettings(channels=channels, size=size))
     table = Table("class", "images")
     for name in found.classes():
-        table.add_row(name, str(found.count(name)))
+        table.add_row(Text(name), str(found.count(name)))
     console.print(table)
     _list_corrupt(found)
 
@@ -55,7 +56,7 @@ def adapt(
     model, judgement = adapt_site(found, own, hold_back, others=others)
     model.write(out)
     console.print(_judged(judgement) if judgement.after.total else "no image was held back, so the model is not judged")
-    console.print(f"model of {len(model.classes)} classes: {out}")
+    console.print(Text(f"model of {len(model.classes)} classes: {out}"))
 
 
 @app.command()
@@ -72,7 +73,7 @@ def classify(
         except SiteDataError as error:
             raise SiteDataError(f"{path}: {error}") from error
         confidence, best = loaded.log_probs(unit_range(pixels[None])).exp()[0].max(0)
-        console.print(f"{path}\t{loaded.classes[int(best)]}\t{float(confidence):.1%}")
+        print(f"{path}\t{loaded.classes[int(best)]}\t{float(confidence):.1%}")
 
 
 def main() -> None:
@@ -84,14 +85,14 @@ def _list_corrupt(data: FolderData) -> None:
     if data.corrupt:
         console.print(f"{len(data.corrupt)} file(s) cannot be read and are skipped:")
     for item in data.corrupt:
-        console.print(f"  {item.path}: {item.reason}")
+        console.print(Text(f"  {item.path}: {item.reason}"))
 
 
 def _judged(judgement: Judgement) -> Table:
     table = Table("class", "held back", "right before", "right after", title="held-back images")
     before = judgement.before.per_class()
     for name, (correct, total) in sorted(judgement.after.per_class().items()):
-        table.add_row(name, str(total), str(before[name][0]), str(correct))
+        table.add_row(Text(name), str(total), str(before[name][0]), str(correct))
     table.add_section()
     table.add_row(
         "all", str(judgement.after.total), f"{judgement.before.accuracy:.1%}", f"{judgement.after.accuracy:.1%}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -73,11 +73,26 @@ def read_model(path: Path) -> SiteModel:
             if name:
                 parts[part][name] = value
         settings = Settings.from_flat(described["settings"])
-        return SiteModel(
+        model = SiteModel(
             settings, tuple(described["classes"]), parts["params"], parts["buffers"], tensors["prototypes"]
         )
+        _check(model)
+        return model
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, SettingsError) as error:
         raise CheckpointError(f"{path} cannot be read as a site's model: {error}") from error
+
+
+def _check(model: SiteModel) -> None:
+    """Raises ValueError unless the parts fit the network of the settings and each other."""
+    plan = plan_for(model.settings)
+    if {name: tuple(value.shape) for name, value in model.params.items()} != dict(plan.params.entries):
+        raise ValueError("its params are not those of its network")
+    own = {name: buffer.shape for name, buffer in plan.learner.network.named_buffers()}
+    if {name: value.shape for name, value in model.buffers.items()} != own:
+        raise ValueError("its normalisation statistics are not those of its network")
+    rows = len(model.classes) if isinstance(plan.learner.head, PrototypeHead) else 0
+    if tuple(model.prototypes.shape) != (rows, plan.learner.embedding):
+        raise ValueError("its prototypes do not fit its classes")
 
 
 def adapt_site(
@@ -102,6 +117,8 @@ def adapt_site(
     settings = checkpoint.settings.with_values(changes)
     plan, state = plan_for(settings), checkpoint.state
     episode = split(data, hold_back, settings.run.seed)
+    dtype = next(iter(state.published.values())).dtype
+    episode = replace(episode, support=episode.support.to(dtype=dtype), query=episode.query.to(dtype=dtype))
     if settings.model.head == "linear" and len(episode.classes) > settings.episode.way:
         raise SettingsError(
             f"the checkpoint's linear head tells {settings.episode.way} classes apart and the site has "

@@ -43,7 +43,10 @@ def leave(content: Content, site: SiteSettings, reply_to: Message) -> Message:
         OutboundError: if the content holds anything that the site's settings do not allow.
     """
     record = _permitted(content, site)
-    _write_log(site, type(content).__name__, payload_bytes(record))
+    try:
+        _write_log(site, type(content).__name__, payload_bytes(record))
+    except OSError as error:
+        raise OutboundError(f"site-log {site.log} cannot be written, so nothing leaves: {error}") from error
     return Message(record, reply_to=reply_to)
 
 
@@ -55,7 +58,10 @@ def leave_error(error: Exception, site: SiteSettings | None, reply_to: Message) 
     known = isinstance(error, FedreptileError)
     reason = error.public if isinstance(error, FedreptileError) else FedreptileError.public
     text = f"{type(error).__name__ if known else 'unexpected error'}: {reason}; the site's own log has the details"
-    _write_log(site, "Error", {"reason": len(text)})
+    try:
+        _write_log(site, "Error", {"reason": len(text)})
+    except OSError:
+        log.exception("site-log cannot be written; the server is told of an error all the same")
     return Message(Error(SITE_ERROR, text), reply_to=reply_to)
 
 
@@ -74,6 +80,8 @@ def _permitted(content: Content, site: SiteSettings) -> RecordDict:
                 raise OutboundError("a class table was asked for, and site-class-tables or site-class-names is off")
             if few := [n for n, count in zip(content.names, content.counts, strict=True) if count < site.min_count]:
                 raise OutboundError(f"class {few[0]!r} has fewer than site-min-count = {site.min_count} inputs")
+            if len(content.sums) != len(content.names):
+                raise OutboundError("a class table has another number of sums than of names")
             return encode_class_table(content)
         case Introduction():
             if content.classes and not site.class_names:
@@ -86,6 +94,8 @@ def _permitted(content: Content, site: SiteSettings) -> RecordDict:
 def _only_known_scalars(scalars: Mapping[str, float]) -> None:
     if unknown := sorted(scalars.keys() - SCALARS):
         raise OutboundError(f"the scalar {unknown[0]!r} is not one that may leave")
+    if lists := [name for name, value in scalars.items() if type(value) not in (int, float)]:
+        raise OutboundError(f"the scalar {lists[0]!r} is a {type(scalars[lists[0]]).__name__} and not one number")
 
 
 def _write_log(site: SiteSettings | None, kind: str, sizes: Mapping[str, int]) -> None:

@@ -10,6 +10,9 @@ from common.errors import SettingsError
 from common.paths import default_sites
 from common.settings import Settings, Value
 
+LEAST = {"threads": 1, "min_count": 1, "max_way": 2, "max_shot": 0, "max_steps": 0}
+"""Smallest values that make sense; a ``max_way`` of 0 is allowed too and means no limit."""
+
 PARTITION_KEYS = frozenset({"partition-id", "num-partitions"})
 
 
@@ -56,7 +59,9 @@ def parse_node_config(node_config: Mapping[str, Value], run: Settings) -> SiteSe
     values = {_field(key): value for key, value in own.items()}
     if "partition-id" in node_config and "name" not in values:
         path = Path(run.data.sites) if run.data.sites else default_sites()
-        names, position = site_names(path), int(node_config["partition-id"])
+        names, position = site_names(path), node_config["partition-id"]
+        if type(position) is not int:
+            raise SettingsError(f"partition-id is {position!r}; it must be a whole number")
         if not 0 <= position < len(names):
             raise SettingsError(
                 f"partition-id is {position}, but {path} holds {len(names)} sites, 0 to {len(names) - 1}"
@@ -74,6 +79,10 @@ def parse_node_config(node_config: Mapping[str, Value], run: Settings) -> SiteSe
             raise SettingsError(
                 f"node config site-{name.replace('_', '-')} is {value!r}; it must be of type {kinds[name]}"
             )
+    for name, least in LEAST.items():
+        value = values.get(name, least)
+        if isinstance(value, int) and value < least and not (name == "max_way" and value == 0):
+            raise SettingsError(f"node config site-{name.replace('_', '-')} is {value}; it must be at least {least}")
     return SiteSettings(**values)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from client.data.sites import open_site_data
 from client.settings import SiteSettings
-from common.episode import Episode, Examples, SiteData, all_of, sample_episode
+from common.episode import Episode, SiteData, all_of, sample_episode
 from common.errors import SiteDataError
 from common.heads import class_sums
 from common.judge import Judgement, judge, summary
@@ -68,8 +68,7 @@ class Site:
         generator = self._generator(request, "episode")
         episode = sample_episode(
             self.data,
-            _capped(episode_settings.way, self.site.max_way),
-            _capped(episode_settings.shot, self.site.max_shot),
+            *self._capped_episode(episode_settings.way, episode_settings.shot),
             episode_settings.query if request.judge else 0,
             generator,
         )
@@ -103,9 +102,8 @@ class Site:
         judged, settings = Judgement(), self.settings
         generator = self._generator(request, "judge")
         for _ in range(settings.judge.episodes):
-            episode = sample_episode(
-                self.data, settings.episode.way, settings.judge.shot, settings.episode.query, generator
-            )
+            way, shot = self._capped_episode(settings.episode.way, settings.judge.shot)
+            episode = sample_episode(self.data, way, shot, settings.episode.query, generator)
             judged += self._judged(self._work(request, episode, generator))
         if not judged.after.total:
             raise SiteDataError(
@@ -116,7 +114,7 @@ class Site:
     def class_table(self, request: Request) -> ClassTable:
         """Sum the embeddings of each class with enough inputs, under the params of the request."""
         everything = all_of(self.data)
-        support = everything.support.to(self.site.device)
+        support = everything.support.to(self.site.device, self._dtype)
         params = on_device(self.plan.params.unpack(torch.from_numpy(request.params.copy())), self.site.device)
         with threads(self.site.threads), torch.no_grad():
             buffers = self.plan.learner.freeze(params, support)
@@ -129,7 +127,7 @@ class Site:
     def _work(self, request: Request, episode: Episode, generator: torch.Generator) -> Work:
         device = self.site.device
         on_site = Episode(
-            episode.classes, _cast(episode.support, self.plan, device), _cast(episode.query, self.plan, device)
+            episode.classes, episode.support.to(device, self._dtype), episode.query.to(device, self._dtype)
         )
         return Work(
             self.plan,
@@ -150,8 +148,16 @@ class Site:
         with threads(self.site.threads):
             return judge(self.plan.learner, work.params, adapted.params, work.episode)
 
+    def _capped_episode(self, way: int, shot: int) -> tuple[int, int]:
+        return _capped(way, self.site.max_way), _capped(shot, self.site.max_shot)
+
     def _capped_loop(self, inner: InnerLoop) -> InnerLoop:
         return dataclasses.replace(inner, steps=_capped(inner.steps, self.site.max_steps))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(torch, self.plan.params.dtype)
+        return dtype
 
     def _generator(self, request: Request, purpose: str) -> torch.Generator:
         seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)
@@ -160,8 +166,3 @@ class Site:
 
 def _capped(value: int, limit: int) -> int:
     return min(value, limit) if limit else value
-
-
-def _cast(examples: Examples, plan: Plan, device: str) -> Examples:
-    dtype = getattr(torch, plan.params.dtype)
-    return Examples(examples.inputs.to(device, dtype), examples.labels.to(device), examples.way)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -80,14 +81,23 @@ def write_checkpoint(path: Path, state: RunState, settings: Settings) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at every moment either the old content or the new one is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that at every moment either the old content or the new one is there.
+
+    Raises:
+        CheckpointError: if it cannot be written; nothing is left behind.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -31,8 +31,8 @@ class Examples:
     labels: Tensor
     way: int
 
-    def to(self, device: str) -> "Examples":
-        return Examples(self.inputs.to(device), self.labels.to(device), self.way)
+    def to(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "Examples":
+        return Examples(self.inputs.to(device, dtype), self.labels.to(device), self.way)
 
     def __len__(self) -> int:
         return len(self.labels)

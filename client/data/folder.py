@@ -36,12 +36,19 @@ class FolderData:
         return len(self._images[name])
 
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
-        return unit_range(self._images[name][list(rows)])
+        return unit_range(self._images[name][positions(rows, self.count(name))])
+
+
+def positions(rows: Sequence[int], count: int) -> list[int]:
+    """Return rows as a list. Raises IndexError unless each is 0 to count - 1."""
+    if wrong := [row for row in rows if not 0 <= row < count]:
+        raise IndexError(f"row {wrong[0]} of a class with {count} inputs")
+    return list(rows)
 
 
 def unit_range(pixels: Pixels) -> Tensor:
     """Turn uint8 [n, C, H, W] into float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(torch.float32).div_(255)
+    return torch.from_numpy(pixels.astype(np.float32) / np.float32(255))
 
 
 def open_folder(folder: Path, data: DataSettings) -> FolderData:
@@ -73,7 +80,7 @@ def open_folder(folder: Path, data: DataSettings) -> FolderData:
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
-    found = {path.name: path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")}
+    found = {path.name: path for path in entries(folder) if path.is_dir()}
     if not found:
         raise SiteDataError(
             f"{folder} has no class folder; a site's folder holds one folder for each class, "
@@ -83,20 +90,23 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in _entries(folder)
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-    ]
+    return [path for path in entries(folder) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
 
 
-def _entries(folder: Path) -> list[Path]:
+def entries(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted, without names that begin with a dot.
+
+    Raises:
+        SiteDataError: if the folder cannot be read.
+    """
     try:
-        return sorted(folder.iterdir())
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        any(path.is_dir() for path in found)  # a folder that may be listed but not entered fails here
     except OSError as error:
         raise SiteDataError(
             f"{folder} cannot be read: {error.strerror}; give the path of an existing folder that this user may read"
         ) from error
+    return found
 
 
 def _try_read(path: Path, data: DataSettings) -> Pixels | Corrupt:

@@ -15,6 +15,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", 
 
 Pixels = NDArray[np.uint8]
 
+# For the whole process, once: changing filters around each read would be a race between threads.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
 
 class UnreadableImageError(SiteDataError):
     """One file could not be read as an image; the rest of the site can."""
@@ -33,11 +36,9 @@ def read_image(source: Path | IO[bytes], channels: int, size: int, *, invert: bo
     if channels not in MODES or channels == 2:
         raise SiteDataError(f"data.channels is {channels}; images have 1 (grey), 3 (colour) or 4 (with transparency)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                image.load()
-                eight_bit = _to_eight_bit(image, MODES[channels])
+        with Image.open(source) as image:
+            image.load()
+            eight_bit = _to_eight_bit(image, MODES[channels])
     except (
         OSError,
         ValueError,
@@ -50,12 +51,17 @@ def read_image(source: Path | IO[bytes], channels: int, size: int, *, invert: bo
         raise UnreadableImageError(f"not a readable image: {error}") from error
     resized = eight_bit.resize((size, size), Image.Resampling.BOX)
     pixels = np.asarray(resized, dtype=np.uint8).reshape(size, size, channels).transpose(2, 0, 1)
-    return np.ascontiguousarray(255 - pixels if invert else pixels)
+    if invert:
+        colours = slice(0, 3)  # of the fourth channel 255 means opaque, whatever the colours are
+        pixels = np.concatenate([255 - pixels[colours], pixels[3:]])
+    return np.ascontiguousarray(pixels)
 
 
 def _to_eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _scaled(np.asarray(image)).convert(mode)
+    if image.mode.startswith("I;16"):
+        return _scaled(np.asarray(image), 0.0, 65535.0).convert(mode)
+    if image.mode in ("I", "F"):
+        return _scaled(*_with_range(np.asarray(image))).convert(mode)
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         clear = image.convert("RGBA")
         if mode == "RGBA":
@@ -65,14 +71,18 @@ def _to_eight_bit(image: Image.Image, mode: str) -> Image.Image:
     return image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
 
 
-def _scaled(values: NDArray[Any]) -> Image.Image:
-    """Scale to 0..255: 16-bit data by its full range, anything else by the range it has."""
-    numbers = np.nan_to_num(values.astype(np.float64))
-    low, high = (
-        (0.0, 65535.0) if numbers.min() >= 0 and 255 < numbers.max() <= 65535 else (numbers.min(), numbers.max())
-    )
-    if numbers.min() >= 0 and numbers.max() <= 1:
-        low, high = 0.0, 1.0
-    elif numbers.min() >= 0 and numbers.max() <= 255:
-        low, high = 0.0, 255.0
-    return Image.fromarray(np.rint((numbers - low) / max(high - low, 1e-12) * 255).astype(np.uint8))
+def _with_range(values: NDArray[Any]) -> tuple[NDArray[np.float64], float, float]:
+    """Return numbers with the range that they were most likely recorded in, else the one they have."""
+    numbers = values.astype(np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    numbers = np.nan_to_num(numbers, nan=low, posinf=high, neginf=low)
+    for top in (1.0, 255.0, 65535.0):
+        if low >= 0 and high <= top:
+            return numbers, 0.0, top
+    return numbers, low, high
+
+
+def _scaled(values: NDArray[Any], low: float, high: float) -> Image.Image:
+    """Turn low to high into 0 to 255."""
+    return Image.fromarray(np.rint((values.astype(np.float64) - low) / max(high - low, 1e-12) * 255).astype(np.uint8))

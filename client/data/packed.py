@@ -8,7 +8,8 @@ Thousands of simulated sites cost their index only; nothing is copied until an e
 """
 
 import json
-import os
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.data.folder import unit_range
+from client.data.folder import positions, unit_range
 from client.data.images import Pixels
 from common.errors import SiteDataError
 
@@ -46,7 +47,7 @@ class PackedData:
 
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
         start, stop = self._ranges[name]
-        return unit_range(self._inputs[self._rows[start:stop][list(rows)]])
+        return unit_range(self._inputs[self._rows[start:stop][positions(rows, stop - start)]])
 
 
 class PackedSet:
@@ -63,7 +64,7 @@ class PackedSet:
             self._rows: NDArray[np.int64] = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
             self._sites: dict[str, dict[str, list[int]]] = index["sites"]
             _check(index["format"], self._inputs, self._rows, self._sites)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SiteDataError(
                 f"packed set {folder} is missing a file or damaged: {error}; delete the folder and make it again "
                 "(fedreptile-sim data get)"
@@ -92,9 +93,21 @@ def open_packed(folder: Path) -> PackedSet:
 
 
 def write_packed(folder: Path, inputs: Pixels, sites: SiteRows, origin: Mapping[str, Any]) -> None:
-    """Write a packed set, whole or not at all."""
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}")
-    scratch.mkdir(parents=True)
+    """Write a packed set, whole or not at all; one that is there already, and whole, is left as it is."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_files(scratch, inputs, sites, origin)
+        if folder.is_dir() and not (folder / INDEX).exists():
+            shutil.rmtree(folder)
+        if not folder.exists():
+            scratch.chmod(0o755)
+            scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write_files(scratch: Path, inputs: Pixels, sites: SiteRows, origin: Mapping[str, Any]) -> None:
     rows: list[int] = []
     index: dict[str, dict[str, list[int]]] = {}
     for site, by_class in sites.items():
@@ -105,7 +118,6 @@ def write_packed(folder: Path, inputs: Pixels, sites: SiteRows, origin: Mapping[
     np.save(scratch / "inputs.npy", inputs, allow_pickle=False)
     np.save(scratch / "rows.npy", np.array(rows, dtype=np.int64), allow_pickle=False)
     (scratch / INDEX).write_text(json.dumps({"format": FORMAT, "origin": origin, "sites": index}), encoding="utf-8")
-    scratch.replace(folder)
 
 
 def _check(
@@ -119,5 +131,5 @@ def _check(
         raise ValueError("rows.npy does not hold row numbers of inputs.npy")
     for site, by_class in sites.items():
         for name, (start, stop) in by_class.items():
-            if not 0 <= start < stop <= len(rows):
+            if not (type(start) is type(stop) is int and 0 <= start < stop <= len(rows)):
                 raise ValueError(f"class {name!r} of site {site!r} is empty or lies outside rows.npy")

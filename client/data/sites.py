@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from client.data.folder import open_folder
+from client.data.folder import entries, open_folder
 from client.data.packed import INDEX, open_packed
 from client.data.rotated import RotatedClasses
 from common.episode import SiteData
@@ -48,25 +48,31 @@ def open_site_data(path: Path, name: str, data: DataSettings) -> SiteData:
 
 
 def is_packed(path: Path) -> bool:
-    return (path / INDEX).exists()
-
-
-def is_one_site(path: Path) -> bool:
-    """Return whether the folders in ``path`` are class folders rather than site folders."""
-    return not any(child.is_dir() for folder in _folders(path) for child in folder.iterdir())
-
-
-def _folders(path: Path) -> list[Path]:
+    """Raises SiteDataError for a relative path or one that may not be looked at."""
     if not path.is_absolute():
         raise SiteDataError(
             f"the sites' path {path} is relative, but every process starts in another folder; give it from the root"
         )
+    try:
+        return (path / INDEX).exists()
+    except OSError as error:
+        raise SiteDataError(
+            f"{path} cannot be read: {error.strerror}; give a folder that this user may read"
+        ) from error
+
+
+def is_one_site(path: Path) -> bool:
+    """Return whether the folders in ``path`` are class folders rather than site folders."""
+    return not any(child.is_dir() for folder in _folders(path) for child in entries(folder))
+
+
+def _folders(path: Path) -> list[Path]:
     if not path.is_dir():
         raise SiteDataError(
             f"there is no folder {path}; make it with 'fedreptile-sim data get', "
             "or set data.sites to a folder of site folders"
         )
-    folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    folders = [child for child in entries(path) if child.is_dir()]
     if not folders:
         raise SiteDataError(f"{path} holds no site folder; each site is a folder of class folders with images")
     return folders

@@ -47,11 +47,16 @@ def fetch(remote: Remote, target: Path, progress: Progress = lambda done, total:
                     file.write(chunk)
                     progress(file.tell(), total)
         verify(part, remote.sums)
-    except (httpx.HTTPError, OSError) as error:
+    except httpx.HTTPError as error:
         part.unlink(missing_ok=True)
         raise UnreachableError(
             f"{remote.url} could not be fetched: {error or type(error).__name__}; check the network "
             "and proxy, or give a folder that holds the data with --data-mirror"
+        ) from error
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SourceError(
+            f"{part} cannot be written: {error.strerror or error}; make room or choose another place"
         ) from error
     except SourceError:
         part.unlink(missing_ok=True)

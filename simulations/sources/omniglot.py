@@ -8,6 +8,7 @@ import csv
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,8 @@ class Drawings:
 
     def only(self, alphabets: Iterable[str]) -> "Drawings":
         """Return the drawings of some alphabets (the images are shared)."""
-        return Drawings(self.images, {name: rows for name, rows in self.sites.items() if name in set(alphabets)})
+        wanted = set(alphabets)
+        return Drawings(self.images, {name: rows for name, rows in self.sites.items() if name in wanted})
 
 
 def from_archive(archive: Path) -> Drawings:
@@ -87,7 +89,7 @@ def from_archive(archive: Path) -> Drawings:
                     alphabet, character = match.groups()
                     sites.setdefault(alphabet, {}).setdefault(character, []).append(len(images))
                     images.append(read_image(io.BytesIO(opened.read(name)), 1, SIZE, invert=True))
-    except (OSError, zipfile.BadZipFile, UnreadableImageError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, UnreadableImageError) as error:
         raise SourceError(f"{archive} cannot be read: {error}; delete it and fetch it again") from error
     if not images:
         raise SourceError(f"{archive} holds no SET/ALPHABET/characterNN/NNNN_MM.png; it is not an Omniglot archive")

@@ -73,7 +73,7 @@ STATES = {
         {"params/slots/w": torch.ones(1), "": torch.zeros(1), "\u00fc \n": torch.ones(2)}
     ),
     "views of one flat tensor": plain_state({"a": FLAT[:4].view(2, 2), "b": FLAT[4:]}),
-    "turned": plain_state({"w": FLAT.view(3, 4).T}),
+    "turned": RunState(1, {"w": FLAT.view(3, 4).T}, {}, {}, {}, 0, {"crack": (FLAT.view(6, 2)[:, 1], 1)}),
     "the average is the params": RunState(1, {"w": FLAT}, {}, {}, {"w": FLAT}),
     "classes named like parts": RunState(
         1, {"w": FLAT}, {}, {}, {}, 0, {"params/w": (torch.ones(2), 3), "": (torch.zeros(3), 1)}
@@ -132,6 +132,7 @@ def test_params_keep_their_names_apart_from_those_of_other_parts(tmp_path: Path)
 def test_what_is_published_is_the_average_if_there_is_one() -> None:
     params, average = tensors(0, "w"), tensors(1, "w")
     assert RunState(1, params, {}, {}, {}).published is params
+    assert RunState(1, params, {}, {}, {}).failed == 0
     assert RunState(1, params, {}, {}, average).published is average
 
 
@@ -338,7 +339,7 @@ def test_the_new_checkpoint_is_whole_and_on_disk_before_it_takes_the_place_of_th
     replace, fsync = Path.replace, os.fsync
 
     def watched_fsync(descriptor: int) -> None:
-        events.append("flushed")
+        events.append(f"flushed {os.fstat(descriptor).st_size} bytes")
         fsync(descriptor)
 
     def watched_replace(scratch: Path, target: Path) -> Path:
@@ -351,7 +352,7 @@ def test_the_new_checkpoint_is_whole_and_on_disk_before_it_takes_the_place_of_th
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(Path, "replace", watched_replace)
     write_checkpoint(written, full_state(13), SETTINGS)
-    assert events[:2] == ["flushed", "replaced"]
+    assert events[:2] == [f"flushed {written.stat().st_size} bytes", "replaced"]
     assert read_checkpoint(written).state.round == 13
 
 

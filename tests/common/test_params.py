@@ -48,6 +48,7 @@ def test_packing_lays_the_elements_out_in_the_order_of_the_names(
     assert manifest.size == sum(math.prod(shape) for shape in layout.values())
     assert flat.tolist() == list(range(manifest.size))
     assert manifest.entries == tuple(layout.items())
+    assert manifest.dtype == (str(dtype).removeprefix("torch.") if layout else "float32")
     assert torch.equal(manifest.pack(dict(reversed(params.items()))), flat)
 
 
@@ -107,6 +108,7 @@ def test_no_params_are_a_manifest_of_size_0() -> None:
     assert (manifest.entries, manifest.size, manifest.dtype) == ((), 0, "float32")
     assert manifest.pack({}).shape == (0,)
     assert manifest.unpack(torch.empty(0)) == {}
+    assert Manifest((), "float64").pack({}).dtype == torch.float64
 
 
 BASE = Manifest((("w", (2, 3)), ("b", (3,))), "float32")

@@ -1,0 +1,210 @@
+"""``fedreptile-site`` as site engineers run it: real processes, exit codes, and what is on the screen and the disk."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import client
+from client.cli import app
+from client.model import read_model
+from common.checkpoint import RunState, write_checkpoint
+from common.errors import FedreptileError
+from common.plan import plan_for
+from common.threads import threads
+from tests.client.small import settings_with
+
+ROOT = Path(str(client.__file__)).parents[1]
+COMMAND = shutil.which("fedreptile-site", path=str(Path(sys.executable).parent)) or "fedreptile-site is not installed"
+
+
+def run(*words: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, on the code of this checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        [COMMAND, *map(str, words)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def assert_user_error(done: subprocess.CompletedProcess[str], *parts: object) -> None:
+    """One line that names what is wrong, exit code 1, and no traceback."""
+    assert done.returncode == 1, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    assert not [part for part in parts if str(part) not in lines[0]], lines[0]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """An empty folder to run in, beside which the input lies."""
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The folder of a run that has just begun."""
+    settings = settings_with(model__width=16)
+    plan = plan_for(settings)
+    state = RunState(1, plan.initial, plan.initial_slots, {}, {})
+    write_checkpoint(tmp_path / "run" / "checkpoint.safetensors", state, settings)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def site(digit_folders: Path, tmp_path: Path) -> Path:
+    """A copy of line-1 with two files that cannot be read."""
+    copy = Path(shutil.copytree(digit_folders / "line-1", tmp_path / "line-1"))
+    (copy / "digit-0" / "cut off.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (copy / "digit-3" / "empty.png").write_bytes(b"")
+    return copy
+
+
+def test_check_lists_classes_counts_and_every_file_that_cannot_be_read(site: Path, work: Path) -> None:
+    done = run("check", "--data", site, "--size", 8, folder=work)
+    assert done.returncode == 0, done.stderr
+    for digit in range(5):
+        assert [line for line in done.stdout.splitlines() if f"digit-{digit}" in line and "12" in line]
+    assert "2 file(s) cannot be read" in done.stdout
+    for broken in (site / "digit-0" / "cut off.png", site / "digit-3" / "empty.png"):
+        assert f"{broken}: not a readable image" in done.stdout
+    assert list(work.iterdir()) == []
+
+
+def test_check_of_a_folder_that_is_not_there_ends_with_one_line_that_names_it(work: Path) -> None:
+    assert_user_error(run("check", "--data", "nowhere", folder=work), work / "nowhere", "cannot be read")
+
+
+def test_adapt_writes_a_model_that_classify_reads(site: Path, checkpoint: Path, work: Path) -> None:
+    adapted = run("adapt", checkpoint, "--data", site, "--hold-back", 0.25, "--out", "mine.safetensors", folder=work)
+    assert adapted.returncode == 0, adapted.stderr
+    assert "model of 5 classes: mine.safetensors" in adapted.stdout and "cut off.png" in adapted.stdout
+    assert [path.name for path in work.iterdir()] == ["mine.safetensors"]
+    rows = {line.split()[1]: line.split() for line in adapted.stdout.splitlines() if "digit-" in line and "│" in line}
+    assert {name: row[3] for name, row in rows.items()} == {f"digit-{digit}": "3" for digit in range(5)}
+    pictures = [sorted((site / f"digit-{digit}").glob("[0-9]*.png"))[0] for digit in range(5)]
+    said = run("classify", "mine.safetensors", *pictures, folder=work)
+    assert said.returncode == 0, said.stderr
+    lines = [line.rsplit(maxsplit=2) for line in said.stdout.splitlines()]
+    assert [line[0] for line in lines] == [str(picture) for picture in pictures]
+    assert {line[1] for line in lines} <= {f"digit-{digit}" for digit in range(5)}
+    assert all(line[2].endswith("%") and 20 <= float(line[2][:-1]) <= 100 for line in lines)
+    # By chance 1 of 5 is right, and 4 or more in 1 of 150 draws; most of these were adapted on.
+    assert sum(line[1] == picture.parent.name for line, picture in zip(lines, pictures, strict=True)) >= 4
+
+
+def test_adapt_without_a_checkpoint_ends_with_one_line_that_names_it_and_writes_nothing(site: Path, work: Path) -> None:
+    assert_user_error(run("adapt", "nowhere", "--data", site, folder=work), "nowhere", "is not a checkpoint")
+    assert list(work.iterdir()) == []
+
+
+def test_adapt_to_a_class_without_images_names_the_folder_and_writes_nothing(
+    site: Path, checkpoint: Path, work: Path
+) -> None:
+    (site / "digit-9").mkdir()
+    assert_user_error(run("adapt", checkpoint, "--data", site, folder=work), site / "digit-9", "no image file")
+    assert list(work.iterdir()) == []
+
+
+def test_classify_names_the_picture_that_cannot_be_read(site: Path, checkpoint: Path, work: Path) -> None:
+    assert run("adapt", checkpoint, "--data", site, folder=work).returncode == 0
+    broken = site / "digit-3" / "empty.png"
+    assert_user_error(run("classify", "site-model.safetensors", broken, folder=work), broken, "not a readable image")
+
+
+def test_a_wrong_word_on_the_command_line_is_exit_code_2(work: Path) -> None:
+    done = run("check", "--dato", "x", folder=work)
+    assert done.returncode == 2 and "--dato" in done.stderr and "Traceback" not in done.stderr
+
+
+# --------------------------------------------------------------- the same commands within this process, for speed
+
+
+def invoke(*words: object) -> str:
+    """Run a command that must end well, and return what it showed."""
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [str(word) for word in words])
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def refused(*words: object) -> str:
+    with pytest.raises(FedreptileError) as raised:
+        invoke(*words)
+    return str(raised.value)
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ("[old] scratch", "dent :bug:", "[b]blister")
+    for name in names:
+        (tmp_path / "line" / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / "line" / name / "1.png")
+        (tmp_path / "line" / name / "scan [copy].png").write_bytes(b"")
+    shown = invoke("check", "--data", tmp_path / "line")
+    for name in names:
+        assert name in shown and str(tmp_path / "line" / name / "scan [copy].png") in shown
+
+
+@pytest.mark.parametrize("where", ["a folder", "below a file"])
+def test_adapt_to_where_no_file_can_be_written_is_a_users_error_and_leaves_nothing(
+    site: Path, checkpoint: Path, work: Path, where: str
+) -> None:
+    if where == "a folder":
+        out = work / "models"
+        out.mkdir()
+    else:
+        (work / "file").write_text("x")
+        out = work / "file" / "model.safetensors"
+    before = sorted(work.rglob("*"))
+    assert str(out) in refused("adapt", checkpoint, "--data", site, "--out", out)
+    assert sorted(work.rglob("*")) == before
+
+
+def test_a_model_that_was_there_survives_an_adaptation_that_fails(site: Path, checkpoint: Path, work: Path) -> None:
+    out = work / "model.safetensors"
+    out.write_bytes(b"the old model")
+    shutil.rmtree(site / "digit-0")
+    (site / "digit-0").mkdir()
+    refused("adapt", checkpoint, "--data", site, "--out", out)
+    assert out.read_bytes() == b"the old model" and list(work.iterdir()) == [out]
+
+
+def test_classify_refuses_a_checkpoint_in_place_of_a_model_and_says_how_to_make_one(
+    site: Path, checkpoint: Path
+) -> None:
+    text = refused("classify", checkpoint / "checkpoint.safetensors", site / "digit-0" / "cut off.png")
+    assert "is not a site's model; make one with 'fedreptile-site adapt'" in text
+
+
+def test_adapt_with_nothing_held_back_says_that_nothing_was_judged(site: Path, checkpoint: Path, work: Path) -> None:
+    shown = invoke("adapt", checkpoint, "--data", site, "--hold-back", 0, "--out", work / "m.safetensors")
+    assert "no image was held back, so the model is not judged" in shown and (work / "m.safetensors").exists()
+
+
+def test_check_of_channels_that_no_picture_has_names_the_setting(site: Path) -> None:
+    assert "data.channels is 2" in refused("check", "--data", site, "--channels", 2)
+
+
+def test_a_checkpoint_file_does_as_well_as_its_folder(site: Path, checkpoint: Path, work: Path) -> None:
+    with threads(1):
+        for number, given in enumerate((checkpoint, checkpoint / "checkpoint.safetensors")):
+            invoke("adapt", given, "--data", site, "--out", work / f"{number}.safetensors")
+    first, second = (read_model(work / f"{number}.safetensors") for number in (0, 1))
+    assert torch.equal(first.prototypes, second.prototypes)
+
+
+def test_classify_separates_its_columns_by_tabs_so_that_names_may_have_spaces(
+    site: Path, checkpoint: Path, work: Path
+) -> None:
+    invoke("adapt", checkpoint, "--data", site, "--out", work / "m.safetensors")
+    picture = work / "a picture [1].png"
+    shutil.copy(sorted((site / "digit-0").glob("[0-9]*.png"))[0], picture)
+    path, name, confidence = invoke("classify", work / "m.safetensors", picture).rstrip("\n").split("\t")
+    assert path == str(picture) and name.startswith("digit-") and confidence.endswith("%")
