@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from common.checkpoint import Checkpoint, read_checkpoint
 from common.cli import read_settings, run_cli
@@ -68,7 +69,7 @@ def changed_settings(settings: Settings) -> Table:
     )
     for key, value in flatten(settings).items():
         if value != defaults[key]:
-            table.add_row(key, str(value), str(defaults[key]))
+            table.add_row(key, Text(str(value)), str(defaults[key]))
     return table
 
 
@@ -77,7 +78,7 @@ def sites(journal: Journal) -> Table:
     asked, used = _count(journal, "asked"), _count(journal, "used")
     table = _table("Sites", "site", "rounds asked", "rounds used")
     for site in sorted(asked):
-        table.add_row(site, str(asked[site]), str(used[site]))
+        table.add_row(Text(site), str(asked[site]), str(used[site]))
     return table
 
 

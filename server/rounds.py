@@ -151,9 +151,7 @@ def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = ti
             _one_round(grid, strategy)
             assert strategy.report is not None
             folder.append(strategy.report, now() - began)
-            rounds_log.info(
-                "round %d of %d", strategy.report.round, settings.run.rounds, extra={"report": strategy.report}
-            )
+            rounds_log.info(_told(strategy.report, settings.run.rounds), extra={"report": strategy.report})
             if strategy.state.failed >= settings.outer.failed_rounds:
                 raise _no_quorum(strategy)
             if now() - written >= settings.run.checkpoint_seconds:
@@ -176,6 +174,18 @@ def _one_round(grid: Grid, strategy: Reptile) -> None:
     strategy.aggregate_train(number, collect(grid, asked, deadline))
     asked = strategy.configure_evaluate(number, arrays, config, grid)
     strategy.aggregate_evaluate(number, collect(grid, asked, deadline))
+
+
+def _told(report: RoundReport, rounds: int) -> str:
+    """Return a round in one line for the log."""
+    figures = report.figures
+    accuracy = (
+        f", accuracy {figures['accuracy-before']:.1%} before and {figures['accuracy-after']:.1%} after adaptation"
+        if "accuracy-after" in figures
+        else ""
+    )
+    used, asked = len(report.used), len(report.asked)
+    return f"round {report.round} of {rounds}: used {used} of {asked} updates, {report.bytes_up} bytes{accuracy}"
 
 
 def _check_held_out(strategy: Reptile) -> None:

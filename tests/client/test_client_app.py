@@ -217,6 +217,11 @@ def test_a_name_and_data_are_enough() -> None:
     assert parse_node_config(NEEDED, RUN) == SiteSettings("line-3", "/data/line-3")
 
 
+def test_unless_a_site_says_otherwise_no_class_table_leaves_and_never_the_sum_of_a_few() -> None:
+    site = parse_node_config(NEEDED, RUN)
+    assert not site.class_tables and site.min_count >= 5
+
+
 def test_every_site_setting_has_its_node_config_key() -> None:
     given: dict[str, Value] = {
         **NEEDED,

@@ -46,6 +46,11 @@ def test_pictures_come_in_the_order_of_their_names(site: Path) -> None:
     assert greys(data, "dent") == [10, 20, 30] and greys(data, "scratch") == [200]
 
 
+def test_classes_are_in_order_whatever_the_order_they_were_given_in() -> None:
+    picture = np.zeros((1, 1, 8, 8), np.uint8)
+    assert FolderData({"scratch": picture, "dent": picture}).classes() == ["dent", "scratch"]
+
+
 def test_the_settings_decide_channels_size_and_sense(site: Path) -> None:
     data = open_folder(site, DataSettings(channels=3, size=12, invert=True))
     assert data.inputs("dent", [0]).shape == (1, 3, 12, 12)

@@ -1,6 +1,8 @@
 """A site's own model: what it is adapted on, what it says, and that it is the same after a trip over the disk."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +21,7 @@ from client.model import SiteModel, adapt_site, read_model, split
 from client.settings import SiteSettings
 from client.site import Site
 from common.checkpoint import Checkpoint, RunState, write_checkpoint
-from common.errors import CheckpointError, SettingsError, SiteDataError
+from common.errors import CheckpointError, FedreptileError, SettingsError, SiteDataError
 from common.judge import Judgement
 from common.messages import Request
 from common.plan import plan_for
@@ -218,7 +220,7 @@ def test_paper_mode_and_turned_classes_of_the_run_are_off_in_a_model_for_use(dig
     checkpoint = checkpoint_with(model__normalisation="batch", judge__transductive=True, data__rotated_classes=True)
     model, _ = adapt_site(checkpoint, open_folder(digit_folders / "line-1", checkpoint.settings.data), 0.3)
     assert model.settings.model.normalisation == "frozen" and not model.settings.judge.transductive
-    assert len(model.classes) == 5
+    assert not model.settings.data.rotated_classes and len(model.classes) == 5
 
 
 def test_a_linear_head_with_fewer_rows_than_classes_is_refused_with_what_to_do(digit_folders: Path) -> None:
@@ -343,6 +345,19 @@ def test_writing_replaces_the_old_model_and_leaves_nothing_beside_it(made: Made,
     file.write_bytes(b"old")
     made[0].write(file)
     assert read_model(file).classes == made[0].classes and list(file.parent.iterdir()) == [file]
+
+
+def test_a_model_that_was_there_survives_a_disk_that_fills_up(
+    made: Made, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = file.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((OSError, FedreptileError), match="No space left"):
+        made[0].write(file)
+    assert file.read_bytes() == before
 
 
 def contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -13,10 +13,9 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.serde import message_to_proto
 
 import client
-import common.errors
 from client.outbound import SITE_ERROR, leave, leave_error
 from client.settings import SiteSettings
-from common.errors import FedreptileError, OutboundError, UpdateError
+from common.errors import FedreptileError, OutboundError, SiteDataError, UpdateError
 from common.messages import (
     SCALARS,
     Agreement,
@@ -259,11 +258,12 @@ def test_of_a_foreign_exception_neither_text_nor_kind_leaves(case: str) -> None:
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_of_a_chain_of_exceptions_nothing_but_the_last_kind_leaves(case: str) -> None:
-    inner, own = FOREIGN[case], common.errors.SiteDataError(SECRET_TEXT)
-    assert_says_nothing(leave_error(chained(common.errors.SiteDataError(SECRET_TEXT), inner), OPEN, asked()))
-    foreign = leave_error(chained(ValueError(SECRET_TEXT), own), OPEN, asked())
-    assert_says_nothing(foreign)
-    assert "SiteDataError" not in str(foreign.error.reason)
+    own, foreign = SiteDataError(SECRET_TEXT), PatientJaneDoeError(SECRET_TEXT)
+    expected = {own: f"SiteDataError: {SiteDataError.public}", foreign: f"unexpected error: {FedreptileError.public}"}
+    for outer, inner in ((own, FOREIGN[case]), (foreign, SiteDataError(SECRET_TEXT))):
+        reply = leave_error(chained(outer, inner), OPEN, asked())
+        assert_says_nothing(reply)
+        assert reply.error.reason == f"{expected[outer]}; the site's own log has the details"
 
 
 def test_a_refusal_at_the_door_does_not_repeat_what_it_refused() -> None:

@@ -14,7 +14,8 @@ import torch
 from client.data.packed import INDEX, PackedSet, open_packed, write_packed
 from common.errors import SiteDataError
 
-ROWS = {"s": {"b": [5, 0, 3], "a": [1]}, "t": {"c": [2, 2, 4]}}
+ROWS = {"t": {"c": [2, 2, 4]}, "s": {"b": [5, 0, 3], "a": [1]}}
+"""Neither sites nor classes are in the order of their names."""
 
 
 @pytest.fixture

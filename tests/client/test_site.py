@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from client.settings import SiteSettings
 from client.site import Site
-from common.episode import Episode, SiteData
+from common.episode import Episode, Examples, SiteData
 from common.errors import SettingsError, SiteDataError
+from common.learner import Learner
 from common.messages import SCALARS, Request, Update
+from common.params import Params
 from common.plan import plan_for
-from common.settings import Settings
+from common.reptile import Adapted, adapt
+from common.settings import InnerLoop, Settings
 from common.threads import threads
 from tests.client.small import NumberedData, first_request, rows_in, settings_with, site_on
 
@@ -244,6 +248,23 @@ def test_a_site_whose_classes_have_one_input_each_trains_and_cannot_be_judged() 
     assert update.scalars["num-examples"] == 3 and "accuracy-after" not in update.scalars
     with pytest.raises(SiteDataError, match="add a second input"):
         site.evaluate(first_request(settings))
+
+
+@pytest.mark.parametrize(("judge", "times"), [(False, 1), (True, 2)])
+def test_the_adaptation_that_users_get_is_computed_only_when_it_is_judged(
+    digit_sites: Path, monkeypatch: pytest.MonkeyPatch, judge: bool, times: int
+) -> None:
+    loops: list[InnerLoop] = []
+    real = adapt
+
+    def counted(learner: Learner, params: Params, support: Examples, inner: InnerLoop, *rest: Any) -> Adapted:
+        loops.append(inner)
+        return real(learner, params, support, inner, *rest)
+
+    monkeypatch.setattr("client.site.adapt", counted)
+    settings = settings_with()
+    site_on(digit_sites, settings).train(first_request(settings, judge=judge))
+    assert len(loops) == times
 
 
 # ------------------------------------------------------------------------------------------ a site's limits

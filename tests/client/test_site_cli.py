@@ -89,6 +89,9 @@ def test_adapt_writes_a_model_that_classify_reads(site: Path, checkpoint: Path, 
     assert [path.name for path in work.iterdir()] == ["mine.safetensors"]
     rows = {line.split()[1]: line.split() for line in adapted.stdout.splitlines() if "digit-" in line and "│" in line}
     assert {name: row[3] for name, row in rows.items()} == {f"digit-{digit}": "3" for digit in range(5)}
+    total = next(line.split() for line in adapted.stdout.splitlines() if line.split()[1:2] == ["all"])
+    right = sum(int(row[7]) for row in rows.values())
+    assert total[3] == "15" and total[7] == f"{right / 15:.1%}"
     pictures = [sorted((site / f"digit-{digit}").glob("[0-9]*.png"))[0] for digit in range(5)]
     said = run("classify", "mine.safetensors", *pictures, folder=work)
     assert said.returncode == 0, said.stderr
@@ -115,7 +118,9 @@ def test_adapt_to_a_class_without_images_names_the_folder_and_writes_nothing(
 
 def test_classify_names_the_picture_that_cannot_be_read(site: Path, checkpoint: Path, work: Path) -> None:
     assert run("adapt", checkpoint, "--data", site, folder=work).returncode == 0
-    broken = site / "digit-3" / "empty.png"
+    broken = site / "digit-3" / "cut off.png"  # of whose name Pillow says nothing
+    whole = sorted((site / "digit-3").glob("[0-9]*.png"))[0].read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
     assert_user_error(run("classify", "site-model.safetensors", broken, folder=work), broken, "not a readable image")
 
 

@@ -232,6 +232,14 @@ def test_a_site_may_be_called_like_the_folder_of_all_sites(tmp_path: Path) -> No
     assert open_site_data(tmp_path / "plant", "plant", EIGHT).classes() == ["plant dent", "plant scratch"]
 
 
+def test_a_file_beside_the_class_folders_of_a_site_does_not_make_it_a_class(tmp_path: Path) -> None:
+    for site in ("line-1", "line-2"):
+        save_picture(tmp_path / site / "dent" / "1.png")
+    (tmp_path / "line-1" / "README.txt").write_text("which line this is")
+    save_picture(tmp_path / "line-2" / "overview.png")
+    assert site_names(tmp_path) == ["line-1", "line-2"]
+
+
 def test_hidden_folders_are_no_sites(tmp_path: Path) -> None:
     for site in ("line-1", ".trash"):
         save_picture(tmp_path / site / "dent" / "1.png")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from common.augment import augment
+from common.settings import AUGMENTS, Settings
 
 KINDS = ["affine", "flip", "affine+flip"]
 
@@ -18,6 +19,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def pictures(count: int = 8, channels: int = 2, side: int = 12) -> Tensor:
     return torch.rand(count, channels, side, side, generator=generator(7))
+
+
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_every_kind_can_be_set(kind: str) -> None:
+    assert Settings.from_flat({"inner.augment": kind}).inner.augment == kind
+    assert set(AUGMENTS) == {"none", *KINDS}
 
 
 def test_no_augmentation_returns_the_images_and_draws_nothing() -> None:

@@ -1,5 +1,6 @@
 """Checkpoints, both ways; damaged ones; and what a crash in the middle of writing leaves behind."""
 
+import errno
 import json
 import math
 import os
@@ -306,6 +307,28 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(
     assert_same(found.state.params, full_state(12).params)
     write_checkpoint(written, full_state(14), SETTINGS)  # and what the crash left is not in the way
     assert read_checkpoint(written.parent).state.round == 14
+
+
+@pytest.mark.parametrize(("owner", "step"), [(os, "fsync"), (Path, "replace")], ids=["flushing", "renaming"])
+def test_a_disk_that_is_full_is_an_error_that_names_the_file_and_leaves_nothing_behind(
+    written: Path, owner: object, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, full)
+        with pytest.raises(CheckpointError) as caught:
+            write_checkpoint(written, full_state(13), SETTINGS)
+    assert all(part in str(caught.value) for part in (str(written), "the disk is full"))
+    assert [path.name for path in written.parent.iterdir()] == [NAME]
+    assert read_checkpoint(written).state.round == 12
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(CheckpointError, match=NAME):
+        write_checkpoint(tmp_path / "runs" / NAME, full_state(), SETTINGS)
 
 
 def test_a_crash_while_writing_the_first_checkpoint_leaves_none(

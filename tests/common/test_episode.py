@@ -179,3 +179,10 @@ def test_all_of_a_site_is_a_support_set_with_an_empty_query_set() -> None:
 def test_examples_move_to_a_device_with_their_labels() -> None:
     moved = draw(EQUAL, 2, 1, 0).support.to("meta")
     assert (moved.inputs.device.type, moved.labels.device.type, moved.way) == ("meta", "meta", 2)
+
+
+def test_examples_become_numbers_of_another_type_with_their_labels_as_they_are() -> None:
+    support = draw(EQUAL, 2, 1, 0).support
+    found = support.to(dtype=torch.float64)
+    assert (found.inputs.dtype, found.labels.dtype, found.way) == (torch.float64, torch.int64, 2)
+    assert values(found) == values(support)

@@ -233,6 +233,22 @@ def test_buffers_are_the_same_before_and_after_any_use(normalisation: str) -> No
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
+def test_a_layer_that_normalises_each_picture_does_so_in_predictions_as_in_learning_or_is_refused() -> None:
+    # BUG: with running statistics of its own such a layer normalises in learning only.
+    plain = nn.Sequential(nn.InstanceNorm2d(1), nn.Flatten(), nn.Linear(SIDE**2, 4))
+    tracking = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(SIDE**2, 4))
+    tracking[2].load_state_dict(plain[2].state_dict())
+    found = []
+    for network in (plain, tracking):
+        try:
+            learner, params = learner_of(network)
+        except SettingsError as error:
+            assert "'0'" in str(error)  # the layer's name
+            return
+        found.append((learner.loss(params, support_of()), learner.log_probs(params, support_of(), pictures(3, 1) * 9)))
+    assert_close(found[1], found[0])
+
+
 def test_constants_of_a_network_are_used() -> None:
     learner, params = learner_of(WithBuffers())
     embeddings = learner.embed(params, learner.freeze(params, support_of()), pictures(2, 1))
@@ -326,7 +342,8 @@ def test_the_linear_head_has_a_row_for_each_class_and_the_prototype_head_has_no_
     assert list(params)[-2:] == ["head.weight", "head.bias"]
     assert params["head.weight"].shape == (7, learner.embedding)
     assert not params["head.bias"].any()
-    assert (params["head.weight"].abs() <= (6 / (7 + learner.embedding)) ** 0.5).all()
+    glorot = (6 / (7 + learner.embedding)) ** 0.5
+    assert 0.9 * glorot < params["head.weight"].abs().max() <= glorot
     learner, params = build_learner(Settings.from_flat({"model.width": 4}))
     assert isinstance(learner.head, PrototypeHead)
     assert not any(name.startswith("head.") for name in params)
@@ -347,7 +364,7 @@ def test_a_learner_takes_head_and_normalisation_from_the_settings() -> None:
 
 def test_initial_params_ask_for_no_gradient_and_are_not_those_of_the_network() -> None:
     learner, params = build_learner(Settings.from_flat({"model.width": 4, "model.head": "linear"}))
-    assert not any(value.requires_grad for value in params.values())
+    assert not any(value.requires_grad for value in (*params.values(), *learner.network.parameters()))
     before = learner.network.get_parameter("conv1.weight").clone()
     params["conv1.weight"].add_(1)
     assert torch.equal(learner.network.get_parameter("conv1.weight"), before)

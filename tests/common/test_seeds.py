@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.seeds import seed_of
+from common.seeds import drawing_from, seed_of
 
 purposes = st.sampled_from(["episode", "judge", "sites", "held-out"])
 streams = st.tuples(st.integers(0, 2**63), purposes, st.text(max_size=8), st.integers(0, 10**6))
@@ -49,6 +49,28 @@ def test_streams_of_neighbouring_rounds_are_unlike_each_other() -> None:
     for one, other in combinations(draws, 2):
         correlation = torch.corrcoef(torch.stack([one, other]))[0, 1]
         assert abs(float(correlation)) < 5 / 200**0.5
+
+
+def test_inside_a_block_the_global_random_state_follows_the_generator_and_is_put_back_after() -> None:
+    draws = []
+    for seed in (1, 1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(2):
+            torch.rand(3)  # what was drawn before plays no part
+            state = torch.random.get_rng_state()
+            with drawing_from(generator):
+                draws.append(tuple(torch.rand(3).tolist()))
+            assert torch.equal(torch.random.get_rng_state(), state)
+    assert draws[:2] == draws[2:4]
+    assert len({*draws}) == 4  # two blocks of one generator differ, and so do two generators
+
+
+def test_an_error_inside_a_block_puts_the_global_random_state_back_too() -> None:
+    state = torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError), drawing_from(torch.Generator()):
+        torch.rand(3)
+        raise ZeroDivisionError
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_a_seed_is_the_same_in_another_process() -> None:
