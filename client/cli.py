@@ -14,7 +14,7 @@ from client.model import adapt_site, read_model
 from common.checkpoint import read_checkpoint
 from common.cli import run_cli
 from common.errors import SiteDataError
-from common.judge import Judgement
+from common.learning.judge import Judgement
 from common.settings import DataSettings
 from common.threads import threads
 

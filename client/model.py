@@ -11,14 +11,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.checkpoint import Checkpoint, write_atomically
-from common.episode import Episode, Examples, SiteData, examples_of
 from common.errors import CheckpointError, SettingsError, SiteDataError
-from common.heads import PrototypeHead, prototypes_of
-from common.judge import Judgement, judge
-from common.learner import Buffers, Learner
-from common.params import Params
+from common.learning.episode import Episode, Examples, SiteData, examples_of
+from common.learning.heads import PrototypeHead, prototypes_of
+from common.learning.judge import Judgement, judge
+from common.learning.learner import Buffers, Learner
+from common.learning.params import Params
+from common.learning.reptile import adapt
 from common.plan import plan_for
-from common.reptile import adapt
 from common.seeds import seed_of
 from common.settings import Settings, Value, flatten
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from client.data.sites import open_site_data
 from client.settings import SiteSettings
-from common.episode import Episode, SiteData, all_of, sample_episode
 from common.errors import SiteDataError
-from common.heads import class_sums
-from common.judge import Judgement, judge, summary
+from common.learning.episode import Episode, SiteData, all_of, sample_episode
+from common.learning.heads import class_sums
+from common.learning.judge import Judgement, judge, summary
+from common.learning.params import difference, on_device
+from common.learning.reptile import Adapted, adapt
 from common.messages import ClassTable, Introduction, Judged, Request, Update
-from common.params import difference, on_device
 from common.plan import Plan, plan_for
-from common.reptile import Adapted, adapt
 from common.seeds import seed_of
 from common.settings import InnerLoop, Settings
 from common.threads import threads

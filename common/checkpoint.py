@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from common.errors import CheckpointError, SettingsError
-from common.params import Params
+from common.learning.params import Params
 from common.settings import Settings, flatten
 
 FORMAT = "1"

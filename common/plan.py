@@ -6,10 +6,10 @@ from functools import lru_cache
 import torch
 
 from common.errors import SettingsError
-from common.learner import Learner, build_learner, trainable_names
+from common.learning.learner import Learner, build_learner, trainable_names
+from common.learning.params import Manifest, Params, select
+from common.learning.reptile import initial_slots
 from common.messages import Agreement
-from common.params import Manifest, Params, select
-from common.reptile import initial_slots
 from common.settings import Settings
 
 

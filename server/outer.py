@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from common.checkpoint import RunState
-from common.params import Params
-from common.reptile import mean_update, outer_step
+from common.learning.params import Params
+from common.learning.reptile import mean_update, outer_step
 from common.settings import OuterSettings, Settings, layer_step_size
 
 ADAM_BETAS = (0.9, 0.99)

@@ -1,6 +1,6 @@
 """Reptile as a strategy of Flower's Message API.
 
-The algorithm itself is ``common.reptile``; here it meets messages. The strategy holds what passes
+The algorithm itself is ``common.learning.reptile``; here it meets messages. The strategy holds what passes
 between rounds (``state``) and what it asked last, nothing else.
 """
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from common.checkpoint import NAME, RunState, read_checkpoint, write_atomically, write_checkpoint
 from common.errors import CheckpointError, RoundError, SettingsError
-from common.params import Params
+from common.learning.params import Params
 from common.paths import data_home
 from common.plan import Plan, plan_for
 from common.settings import Settings, flatten

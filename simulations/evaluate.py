@@ -16,12 +16,12 @@ from torch import Tensor
 
 from client.data.sites import open_site_data, site_names
 from common.checkpoint import Checkpoint, write_atomically
-from common.episode import Episode, SiteData, sample_episode
 from common.errors import SettingsError
-from common.judge import Tally, score
-from common.params import Params
+from common.learning.episode import Episode, SiteData, sample_episode
+from common.learning.judge import Tally, score
+from common.learning.params import Params
+from common.learning.reptile import adapt
 from common.plan import Plan, plan_for
-from common.reptile import adapt
 from common.seeds import seed_of
 from common.settings import Value
 from common.threads import threads

@@ -5,10 +5,10 @@ A reference to read and to test against: with the same seeds the federation ends
 
 import torch
 
-from common.episode import SiteData, sample_episode
-from common.params import Params, difference
+from common.learning.episode import SiteData, sample_episode
+from common.learning.params import Params, difference
+from common.learning.reptile import adapt, outer_step
 from common.plan import plan_for
-from common.reptile import adapt, outer_step
 from common.seeds import seed_of
 from common.settings import Settings
 from common.threads import threads

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from common.checkpoint import read_checkpoint
-from common.params import Params
+from common.learning.params import Params
 from common.plan import plan_for
 from common.settings import Settings
 from server.cli import app as server_commands

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.checkpoint import read_checkpoint
-from common.params import Params
+from common.learning.params import Params
 from server.rounds import read_journal
 
 ROUNDS = 40

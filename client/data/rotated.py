@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from common.episode import SiteData
+from common.learning.episode import SiteData
 
 TURNS = {"": 0, " @90": 1, " @180": 2, " @270": 3}
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from client.data.folder import entries, open_folder
 from client.data.packed import INDEX, open_packed
 from client.data.rotated import RotatedClasses
-from common.episode import SiteData
 from common.errors import SiteDataError
+from common.learning.episode import SiteData
 from common.settings import DataSettings
 
 

@@ -22,7 +22,7 @@ from client.settings import SiteSettings
 from client.site import Site
 from common.checkpoint import Checkpoint, RunState, write_checkpoint
 from common.errors import CheckpointError, FedreptileError, SettingsError, SiteDataError
-from common.judge import Judgement
+from common.learning.judge import Judgement
 from common.messages import Request
 from common.plan import plan_for
 from common.settings import Value

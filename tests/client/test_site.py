@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from client.settings import SiteSettings
 from client.site import Site
-from common.episode import Episode, Examples, SiteData
 from common.errors import SettingsError, SiteDataError
-from common.learner import Learner
+from common.learning.episode import Episode, Examples, SiteData
+from common.learning.learner import Learner
+from common.learning.params import Params
+from common.learning.reptile import Adapted, adapt
 from common.messages import SCALARS, Request, Update
-from common.params import Params
 from common.plan import plan_for
-from common.reptile import Adapted, adapt
 from common.settings import InnerLoop, Settings
 from common.threads import threads
 from tests.client.small import NumberedData, first_request, rows_in, settings_with, site_on

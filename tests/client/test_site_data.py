@@ -13,8 +13,8 @@ from client.data.folder import open_folder
 from client.data.packed import PackedSet, write_packed
 from client.data.rotated import RotatedClasses
 from client.data.sites import open_site_data, site_names
-from common.episode import SiteData
 from common.errors import SiteDataError
+from common.learning.episode import SiteData
 from common.settings import DataSettings
 from simulations.evaluate import PooledData
 from simulations.sources import digits, omniglot

@@ -11,8 +11,8 @@ from client.data.sites import open_site_data, site_names
 from client.settings import SiteSettings, parse_node_config
 from client.site import Site
 from common.checkpoint import read_checkpoint
+from common.learning.params import Params
 from common.messages import Request, Update
-from common.params import Params
 from common.settings import Settings, Value
 from server.rounds import read_journal
 from simulations.engine import in_process

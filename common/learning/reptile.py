@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.augment import augment
-from common.episode import Examples
-from common.learner import Learner, with_views
-from common.params import Params
+from common.learning.augment import augment
+from common.learning.episode import Examples
+from common.learning.learner import Learner, with_views
+from common.learning.params import Params
 from common.seeds import drawing_from
 from common.settings import InnerLoop
 

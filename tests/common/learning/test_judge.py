@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from common.episode import Episode, Examples
 from common.errors import FedreptileError
-from common.heads import LinearHead
-from common.judge import CALIBRATION_BINS, Judgement, Tally, judge, score, summary, tally
-from common.learner import Learner
+from common.learning.episode import Episode, Examples
+from common.learning.heads import LinearHead
+from common.learning.judge import CALIBRATION_BINS, Judgement, Tally, judge, score, summary, tally
+from common.learning.learner import Learner
 from common.messages import SCALARS
 from common.settings import ModelSettings
 

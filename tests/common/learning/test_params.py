@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.errors import SettingsError
-from common.params import Manifest, difference, on_device, select
+from common.learning.params import Manifest, difference, on_device, select
 
 shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 layouts = st.dictionaries(st.text(max_size=8), shapes, max_size=6)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.episode import Episode, Examples, all_of, examples_of, sample_episode
 from common.errors import SiteDataError
+from common.learning.episode import Episode, Examples, all_of, examples_of, sample_episode
 
 
 class Numbered:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.testing import assert_close
 
-from common.episode import Examples
 from common.errors import SettingsError
-from common.heads import LinearHead, PrototypeHead
-from common.learner import Learner, build_learner, trainable_names
-from common.params import Manifest
-from common.reptile import adapt
+from common.learning.episode import Examples
+from common.learning.heads import LinearHead, PrototypeHead
+from common.learning.learner import Learner, build_learner, trainable_names
+from common.learning.params import Manifest
+from common.learning.reptile import adapt
 from common.settings import InnerLoop, ModelSettings, Settings, Value
 
 SIDE, WAY, SHARPNESS = 4, 3, 5.0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.params import Params
+from common.learning.params import Params
 
 
 class Head(Protocol):

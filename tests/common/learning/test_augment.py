@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from common.augment import augment
+from common.learning.augment import augment
 from common.settings import AUGMENTS, Settings
 
 KINDS = ["affine", "flip", "affine+flip"]

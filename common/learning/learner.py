@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from common.episode import Examples
 from common.errors import SettingsError
-from common.heads import Head, LinearHead, PrototypeHead
-from common.networks import build_network, embedding_size
-from common.params import Params
+from common.learning.episode import Examples
+from common.learning.heads import Head, LinearHead, PrototypeHead
+from common.learning.networks import build_network, embedding_size
+from common.learning.params import Params
 from common.settings import ModelSettings, Settings
 
 Buffers = dict[str, Tensor]

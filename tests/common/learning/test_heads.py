@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from common.heads import Head, LinearHead, PrototypeHead, class_sums, prototypes_of, squared_distances
+from common.learning.heads import Head, LinearHead, PrototypeHead, class_sums, prototypes_of, squared_distances
 
 SHARPNESS = 3.0
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from common.episode import Examples
-from common.heads import Head, LinearHead, PrototypeHead
-from common.learner import Learner, with_views
-from common.params import Params, difference
-from common.reptile import Adapted, adapt, batches, initial_slots, inner_step, mean_update, outer_step
+from common.learning.episode import Examples
+from common.learning.heads import Head, LinearHead, PrototypeHead
+from common.learning.learner import Learner, with_views
+from common.learning.params import Params, difference
+from common.learning.reptile import Adapted, adapt, batches, initial_slots, inner_step, mean_update, outer_step
 from common.settings import InnerLoop, ModelSettings
 
 WAY = 3

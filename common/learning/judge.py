@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from common.episode import Episode
-from common.learner import Learner
-from common.params import Params
+from common.learning.episode import Episode
+from common.learning.learner import Learner
+from common.learning.params import Params
 
 CALIBRATION_BINS = 15
 """Equal-width bins of confidence for the expected calibration error (Guo et al. 2017, equation 5)."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from common.errors import SettingsError
-from common.learner import build_learner
-from common.networks import OmniglotNetwork, build_network, embedding_size, same_padding
+from common.learning.learner import build_learner
+from common.learning.networks import OmniglotNetwork, build_network, embedding_size, same_padding
 from common.settings import DataSettings, ModelSettings, Settings
 
 KERNEL, STRIDE = 3, 2

@@ -1,0 +1,1 @@
+"""The algorithm: Reptile and what it learns with. Start with reptile.py."""
