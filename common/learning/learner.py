@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from common.errors import SettingsError
 from common.learning.episode import Examples
@@ -38,6 +39,11 @@ class Learner:
     def _prepared_normalisations(self) -> list[_BatchNorm]:
         found = []
         for name, module in self.network.named_modules():
+            if isinstance(module, _InstanceNorm) and module.track_running_stats:
+                raise SettingsError(
+                    f"layer {name!r} normalises each input by itself and yet keeps running statistics, which would be "
+                    "used in predictions only; build it with track_running_stats=False"
+                )
             if not isinstance(module, _BatchNorm):
                 continue
             if self.normalisation == "frozen" and not module.track_running_stats:

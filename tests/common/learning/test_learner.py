@@ -234,7 +234,7 @@ def test_buffers_are_the_same_before_and_after_any_use(normalisation: str) -> No
 
 
 def test_a_layer_that_normalises_each_picture_does_so_in_predictions_as_in_learning_or_is_refused() -> None:
-    # BUG: with running statistics of its own such a layer normalises in learning only.
+    # With running statistics of its own such a layer would normalise in learning only.
     plain = nn.Sequential(nn.InstanceNorm2d(1), nn.Flatten(), nn.Linear(SIDE**2, 4))
     tracking = nn.Sequential(nn.InstanceNorm2d(1, track_running_stats=True), nn.Flatten(), nn.Linear(SIDE**2, 4))
     tracking[2].load_state_dict(plain[2].state_dict())
