@@ -66,12 +66,9 @@ class Site:
         """Draw the round's episode from the stream named by run seed, site and round."""
         episode_settings = self.settings.episode
         generator = self._generator(request, "episode")
-        episode = sample_episode(
-            self.data,
-            *self._capped_episode(episode_settings.way, episode_settings.shot),
-            episode_settings.query if request.judge else 0,
-            generator,
-        )
+        way, shot = self._capped_episode(episode_settings.way, episode_settings.shot)
+        with threads(self.site.threads):
+            episode = sample_episode(self.data, way, shot, episode_settings.query if request.judge else 0, generator)
         return self._work(request, episode, generator)
 
     def adapt(self, work: Work) -> Adapted:

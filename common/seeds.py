@@ -22,5 +22,8 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
     """Let torch's global random state, which dropout draws from, follow a generator inside the block."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which costs a millisecond without a GPU
+        if devices:
+            torch.cuda.manual_seed(seed)
         yield

@@ -7,6 +7,7 @@ from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
 from common.settings import Settings, flatten
+from common.threads import threads
 from server.app import app as server_app
 from server.launch import run_simulation
 from simulations.grid import SERVER_NODE, InProcessGrid
@@ -21,7 +22,8 @@ def in_process(settings: Settings, nodes: int) -> None:
     """Run all sites in this process, over an in-process grid."""
     run_config = flatten(settings)
     grid = InProcessGrid(client_app, nodes, run_config)
-    server_app(grid, Context(grid.run.run_id, SERVER_NODE, {}, RecordDict(), run_config))
+    with threads(1):  # also between adaptations: waking a second thread for small sums costs more than it saves
+        server_app(grid, Context(grid.run.run_id, SERVER_NODE, {}, RecordDict(), run_config))
 
 
 def flower(settings: Settings, nodes: int) -> None:

@@ -14,6 +14,7 @@ from common.settings import Settings
 from common.threads import threads
 
 
+@threads(1)
 def centralised_reptile(sites: dict[str, SiteData], settings: Settings) -> Params:
     """Return the params after all rounds. Plain outer step, every site weighs the same."""
     plan, episode, outer = plan_for(settings), settings.episode, settings.outer
@@ -24,8 +25,7 @@ def centralised_reptile(sites: dict[str, SiteData], settings: Settings) -> Param
         for name in _sample(sorted(sites), done, settings):
             generator = torch.Generator().manual_seed(seed_of(settings.run.seed, "episode", name, done + 1))
             drawn = sample_episode(sites[name], episode.way, episode.shot, 0, generator)
-            with threads(1):
-                adapted = adapt(plan.learner, params, drawn.support, settings.inner, generator, slots)
+            adapted = adapt(plan.learner, params, drawn.support, settings.inner, generator, slots)
             updates.append(difference(adapted.params, params))
             slot_changes.append(difference(adapted.slots, slots))
         params = outer_step(params, updates, step_size)

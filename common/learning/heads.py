@@ -99,4 +99,5 @@ def class_sums(embeddings: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Te
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:
     """Return squared Euclidean distances [n, m] between points [n, d] and centres [m, d]."""
-    return (points[:, None, :] - centres[None, :, :]).square().sum(-1)
+    lengths = points.square().sum(1)[:, None] + centres.square().sum(1)
+    return (lengths - 2 * points @ centres.T).clamp(min=0)

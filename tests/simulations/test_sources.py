@@ -359,6 +359,7 @@ def test_names_decide_alphabet_and_character_and_other_files_are_passed_over(tmp
             "images_background/Syriac_(Serto)/character01/0001_01.png": drawing(55),
             "images_background/Greek/.DS_Store": b"",
             "__MACOSX/images_background/Greek/character01/._0393_01.png": b"not a picture",
+            "backup/images_background/Greek/character01/0393_01.png": b"not a picture",
             "README.md": b"",
         },
     )
@@ -593,6 +594,7 @@ def test_omniglot_comes_from_its_origin_where_there_is_no_mirror(home: Path, arc
 def test_the_second_call_uses_what_is_there(home: Path, archives: Published, monkeypatch: pytest.MonkeyPatch) -> None:
     first = prepare("omniglot")
     before = (first.train / "sites.json").stat().st_mtime_ns
+    shutil.rmtree(home / "downloads")
     no_network(monkeypatch)
     assert prepare("omniglot") == prepare_or_digits("omniglot") == first
     assert (first.train / "sites.json").stat().st_mtime_ns == before
