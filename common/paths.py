@@ -16,5 +16,5 @@ def data_home() -> Path:
 
 def default_sites() -> Path:
     """Return the training sites that ``fedreptile-sim data get`` left: Omniglot's if there, else the digits'."""
-    omniglot, digits = (data_home() / "data" / name / "train" for name in ("omniglot", "digits"))
+    omniglot, digits = (data_home() / "data" / part for part in ("omniglot/background", "digits/digits-0-to-4"))
     return digits if digits.exists() and not omniglot.exists() else omniglot

@@ -54,7 +54,7 @@ def run(
     nodes = len(site_names(sites))
     folder = (out or Path("runs") / name).resolve()
     fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(sites), "outer.join-sites": nodes}
-    settings = read_settings(config, assignments, Settings() if config else recipe(name)).with_values(fixed)
+    settings = read_settings(config, assignments, recipe("" if config else name)).with_values(fixed)
     console.print(f"{nodes} sites from {sites}; {settings.run.rounds} rounds into {folder}")
     began = time.monotonic()
     try:
@@ -126,9 +126,9 @@ def _data(data: str, mirror: Path | None) -> tuple[Path, Path | None, str]:
 
 
 def recipe(name: str) -> Settings:
-    """Return the settings of a data set's main job; the defaults for a folder of one's own."""
+    """Return the settings of a data set's main job; for a folder of one's own the defaults of simulations."""
     if name not in NAMES:
-        return Settings()
+        return Settings().with_values({"run.checkpoint-seconds": 10.0})
     with as_file(files("simulations") / "recipes" / f"{name}.toml") as path:
         return read_settings(path, [])
 

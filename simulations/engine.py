@@ -27,8 +27,8 @@ def in_process(settings: Settings, nodes: int) -> None:
 
 
 def flower(settings: Settings, nodes: int) -> None:
-    """Run the sites in Flower's own simulation, one process (Ray actor) a core."""
-    run_simulation(settings, nodes)
+    """Run the sites in Flower's own simulation, one process (Ray actor) a core; its log is the progress."""
+    run_simulation(settings, nodes, log=None)
 
 
 ENGINES: dict[str, Engine] = {"in-process": in_process, "flower": flower}

@@ -58,6 +58,9 @@ PACKED_SUMS = {
 }
 """SHA-256 of the packed form that a mirror may hold."""
 
+UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What Python's zipfile raises for archives that are damaged, encrypted or of a kind it does not know."""
+
 _ENTRY = re.compile(r"[^/]+/([^/]+)/(character\d+)/\d+_\d+\.png")
 
 
@@ -89,7 +92,7 @@ def from_archive(archive: Path) -> Drawings:
                     alphabet, character = match.groups()
                     sites.setdefault(alphabet, {}).setdefault(character, []).append(len(images))
                     images.append(read_image(io.BytesIO(opened.read(name)), 1, SIZE, invert=True))
-    except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, UnreadableImageError) as error:
+    except (*UNREADABLE, UnreadableImageError) as error:
         raise SourceError(f"{archive} cannot be read: {error}; delete it and fetch it again") from error
     if not images:
         raise SourceError(f"{archive} holds no SET/ALPHABET/characterNN/NNNN_MM.png; it is not an Omniglot archive")

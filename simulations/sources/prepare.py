@@ -14,7 +14,9 @@ from simulations.sources.omniglot import Drawings
 
 log = logging.getLogger("fedreptile.data")
 
-NAMES = ("omniglot", "digits")
+PARTS = {"omniglot": ("background", "evaluation_dev"), "digits": ("digits-0-to-4", "digits-5-to-9")}
+"""Data set -> names of the folders with the sites to train on and to judge on."""
+NAMES = tuple(PARTS)
 MIRROR_VARIABLE = "FEDREPTILE_DATA_MIRROR"
 
 
@@ -39,7 +41,7 @@ def prepare(name: str, mirror: Path | None = None, progress: Progress = lambda d
     """
     if name not in NAMES:
         raise SourceError(f"unknown data set {name!r}; known are {', '.join(NAMES)}")
-    prepared = Prepared(name, data_home() / "data" / name / "train", data_home() / "data" / name / "judge")
+    prepared = Prepared(name, *(data_home() / "data" / name / part for part in PARTS[name]))
     if (prepared.train / INDEX).exists() and (prepared.judge / INDEX).exists():
         return prepared
     train, judge = digits.from_scikit_learn() if name == "digits" else _omniglot(mirror, progress)

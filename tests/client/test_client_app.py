@@ -309,6 +309,11 @@ def test_a_value_that_makes_no_sense_is_refused_and_not_left_to_do_harm(key: str
         parse_node_config({**NEEDED, key: value}, RUN)
 
 
+@pytest.mark.parametrize("key", ["site-max-way", "site-max-shot", "site-max-steps"])
+def test_a_limit_of_0_is_no_limit(key: str) -> None:
+    assert parse_node_config({**NEEDED, key: 0}, RUN) == SiteSettings("line-3", "/data/line-3")
+
+
 def test_a_simulated_node_is_the_site_of_its_position(digit_sites: Path) -> None:
     run = settings_with(data__sites=str(digit_sites))
     found = [parse_node_config({"partition-id": number, "num-partitions": 8}, run) for number in range(8)]
@@ -326,9 +331,9 @@ def test_without_a_path_in_the_run_simulated_sites_are_those_of_the_data_home(
 ) -> None:
     monkeypatch.setenv("FEDREPTILE_HOME", str(tmp_path))
     (tmp_path / "data" / "digits").mkdir(parents=True)
-    (tmp_path / "data" / "digits" / "train").symlink_to(digit_sites)
+    (tmp_path / "data" / "digits" / "digits-0-to-4").symlink_to(digit_sites)
     found = parse_node_config({"partition-id": 0, "num-partitions": 8}, settings_with())
-    assert (found.name, found.data) == ("site-0", str(tmp_path / "data" / "digits" / "train"))
+    assert (found.name, found.data) == ("site-0", str(tmp_path / "data" / "digits" / "digits-0-to-4"))
 
 
 @pytest.mark.parametrize("position", [8, 100, -1])

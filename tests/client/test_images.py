@@ -113,13 +113,9 @@ def test_a_constant_of_any_size_and_missing_numbers_are_read_without_a_warning()
     assert read_image(numbers(holes, "TIFF"), 1, 2)[0].tolist() == [[0, 255], [0, 128]]
 
 
-def test_infinite_numbers_do_not_blot_out_the_picture_or_make_it_corrupt() -> None:
+def test_infinite_numbers_count_as_the_largest_and_the_smallest_and_do_not_blot_out_the_rest() -> None:
     values = np.array([[np.inf, -np.inf], [0.0, 1.0]], np.float32)
-    try:
-        pixels = read_image(numbers(values, "TIFF"), 1, 2)
-    except UnreadableImageError:
-        return
-    assert pixels[0, 1, 0] < pixels[0, 1, 1]
+    assert read_image(numbers(values, "TIFF"), 1, 2)[0].tolist() == [[255, 0], [0, 255]]
 
 
 TRANSPARENT: dict[str, Callable[[], io.BytesIO]] = {

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -186,7 +187,7 @@ def test_a_set_that_could_not_be_written_is_not_there_at_all(
     disk_full_at(monkeypatch, failing)
     with pytest.raises(OSError, match="No space"):
         write_packed(tmp_path / "data" / "set", inputs, ROWS, {})
-    assert not (tmp_path / "data" / "set").exists()
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_after_a_failed_write_the_same_process_can_try_again(
@@ -203,6 +204,19 @@ def test_after_a_failed_write_the_same_process_can_try_again(
 def test_writing_leaves_nothing_beside_the_set(packed: Path) -> None:
     assert list(packed.parent.iterdir()) == [packed]
     assert sorted(file.name for file in packed.iterdir()) == ["inputs.npy", "rows.npy", INDEX]
+
+
+def test_a_whole_set_that_is_there_already_is_left_as_it_is(
+    packed: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
+    write_packed(packed, inputs, {"other": {"a": [0]}}, {})
+    assert PackedSet(packed).names == ["s", "t"] and list(packed.parent.iterdir()) == [packed]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+def test_other_users_may_read_a_set(packed: Path) -> None:
+    assert packed.stat().st_mode & 0o055 == 0o055
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in packed.iterdir())
 
 
 def test_rows_may_be_any_whole_numbers(tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

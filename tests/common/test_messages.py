@@ -109,6 +109,7 @@ CODECS = {
     "request without judgement": request_codec(AGREED, judge=False, round=0),
     "request in float64": request_codec(DOUBLE),
     "update": update_codec(AGREED, {"num-examples": 50.0}),
+    "update of one example": update_codec(AGREED, {"num-examples": 1.0}),
     "update without slots": update_codec(SLOTLESS, FIGURES),
     "update in float64": update_codec(DOUBLE, FIGURES),
     "judged": judged_codec(Judged({"accuracy-after": 0.5}, PER_CLASS)),
@@ -172,6 +173,15 @@ def test_any_judgement_comes_back(scalars: dict[str, float], per_class: dict[str
 def test_any_introduction_comes_back(name: str, classes: dict[str, int], device: str, versions: dict[str, str]) -> None:
     introduction = Introduction(name, classes, device, versions)
     assert_equal(decode_introduction(through_protobuf(encode_introduction(introduction))), introduction)
+
+
+def test_names_are_sent_in_order_so_that_equal_messages_are_equal_bytes() -> None:
+    for order in ("abc", "cab"):
+        judged = encode_judged(Judged({}, dict.fromkeys(order, (0, 1))))
+        introduction = encode_introduction(Introduction("s", dict.fromkeys(order, 1), "cpu", dict.fromkeys(order, "1")))
+        assert judged.config_records["per-class"]["names"] == ["a", "b", "c"]
+        assert introduction.config_records["introduction"]["classes"] == ["a", "b", "c"]
+        assert introduction.config_records["introduction"]["packages"] == ["a", "b", "c"]
 
 
 def test_encoding_changes_nothing_in_what_is_sent() -> None:
@@ -256,6 +266,7 @@ MALFORMED_ARRAYS: dict[str, tuple[Callable[[Array], Array], str]] = {
     "int32 said to be float32": (with_header(lambda a: header_of("'<i4'", shape_of(a))), "wrong-shape"),
     "float64 said to be float32": (lambda a: with_data(saved(a.numpy().astype("float64")))(a), "wrong-shape"),
     "another shape than said": (lambda a: with_data(saved(np.append(a.numpy(), np.float32(0))))(a), "wrong-shape"),
+    "a shape that is not its header's": (lambda a: Array(a.dtype, (99,), a.stype, a.data), "wrong-shape"),
     "a header that says more than there is": (
         with_header(lambda a: header_of("'<f4'", f"({10**15},)")),
         "wrong-shape",

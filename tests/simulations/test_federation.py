@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from client.data.packed import write_packed
 from client.data.sites import open_site_data, site_names
 from client.settings import SiteSettings, parse_node_config
 from client.site import Site
@@ -143,3 +145,20 @@ def test_class_tables_are_summed_over_sites_under_the_final_params(
             if data.count(label) >= 2:
                 counts[label] = counts.get(label, 0) + data.count(label)
     assert {name: count for name, (_, count) in table.items()} == counts
+
+
+def test_sites_of_every_size_take_part_in_the_same_rounds(digit_sites: Path, tmp_path: Path) -> None:
+    """Two classes of three drawings, three of one or two, and ten of twenty: each gives what it has."""
+    inputs = np.load(digit_sites / "inputs.npy")
+    sites = {
+        "small": {"a": [0, 1, 2], "b": [3, 4, 5]},
+        "tiny": {"a": [6], "b": [7, 8], "c": [9, 10]},
+        "large": {str(c): list(range(20 * c, 20 * c + 20)) for c in range(10)},
+    }
+    write_packed(tmp_path / "sites", inputs, sites, {})
+    changes: dict[str, Value] = {"data.size": 8, "data.rotated-classes": False, "judge.every": 1, "run.rounds": 3}
+    settings = settings_for(tmp_path / "sites", tmp_path / "run", outer__sites_per_round=0).with_values(changes)
+    in_process(settings, 3)
+    for line in read_journal(tmp_path / "run"):
+        assert line["used"] == ["large", "small", "tiny"]
+        assert set(line["sites"]) == {"large", "small", "tiny"}

@@ -535,7 +535,7 @@ def test_omniglot_comes_packed_from_a_mirror(home: Path, mirror: Path, monkeypat
     no_network(monkeypatch)
     prepared = prepare("omniglot", mirror)
     assert prepared == preparing.Prepared(
-        "omniglot", home / "data" / "omniglot" / "train", home / "data" / "omniglot" / "judge"
+        "omniglot", home / "data" / "omniglot" / "background", home / "data" / "omniglot" / "evaluation_dev"
     )
     train, judge = PackedSet(prepared.train), PackedSet(prepared.judge)
     assert len(train.names) == 30 and judge.names == sorted(omniglot.EVALUATION_DEV)
@@ -629,7 +629,7 @@ def test_half_of_a_prepared_set_is_completed_and_the_other_half_kept(home: Path,
 def test_digits_need_neither_mirror_nor_network(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_network(monkeypatch)
     prepared = prepare("digits")
-    assert prepared.train == home / "data" / "digits" / "train"
+    assert prepared.train == home / "data" / "digits" / "digits-0-to-4"
     train, judge = PackedSet(prepared.train), PackedSet(prepared.judge)
     assert len(train.names) == 10 and len(judge.names) == 5 and train.shape == judge.shape == (1, 28, 28)
 
@@ -671,7 +671,7 @@ def test_without_mirror_and_network_omniglot_is_unreachable(home: Path, unreacha
 def test_the_fallback_takes_digits_and_says_so(home: Path, unreachable: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fedreptile.data"):
         prepared = prepare_or_digits("omniglot")
-    assert prepared.name == "digits" and prepared.train == home / "data" / "digits" / "train"
+    assert prepared.name == "digits" and prepared.train == home / "data" / "digits" / "digits-0-to-4"
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 2 and unreachable in said[0]
     assert "scikit-learn's handwritten digits instead of omniglot" in said[1] and "other figures" in said[1]

@@ -133,6 +133,8 @@ def test_the_inner_loss_normalises_with_the_statistics_of_its_own_batch(normalis
     embeddings = written_out(params, support.inputs, support.inputs, unbiased=False)
     expected = PrototypeHead(SHARPNESS).loss({}, embeddings, support.labels, WAY)
     assert_close(learner.loss(params, support), expected)
+    learner.embed(params, learner.freeze(params, support_of(3)), pictures(2, 1))
+    assert_close(learner.loss(params, support), expected)  # whatever was asked before
 
 
 def test_predictions_carry_no_gradient_and_the_loss_does() -> None:

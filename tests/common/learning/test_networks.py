@@ -148,6 +148,18 @@ def one_row(channels, size):
 def a_tuple(channels, size):
     return Calls(lambda inputs: (inputs,))
 
+def an_index_too_far(channels, size):
+    return Calls(lambda inputs: inputs.shape[7])
+
+def that_needs_two_inputs(channels, size):
+    return Calls(lambda inputs, others: inputs)
+
+def without_arguments():
+    return nn.Flatten()
+
+def that_fails(channels, size):
+    raise OSError("no weights here")
+
 def a_number(channels, size):
     return 3
 
@@ -208,6 +220,10 @@ UNUSABLE = {
     "no module is named": (":plain", ":plain"),
     "the function returns no module": ("own_networks:a_number", "int"),
     "the function returns nothing": ("own_networks:nothing", "NoneType"),
+    "the function takes no arguments": ("own_networks:without_arguments", "own_networks:without_arguments"),
+    "the function fails": ("own_networks:that_fails", "no weights here"),
+    "it fails on the input": ("own_networks:an_index_too_far", "(2, 2, 4, 4)"),
+    "it needs two inputs": ("own_networks:that_needs_two_inputs", "(2, 2, 4, 4)"),
     "it expects pictures of another size": ("own_networks:for_other_pictures", "(2, 2, 4, 4)"),
     "it returns feature maps": ("own_networks:feature_maps", "into (2, 2, 4, 4); it must return [n, d]"),
     "it returns one row for all": ("own_networks:one_row", "into (1, 64); it must return [n, d]"),
