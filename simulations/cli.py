@@ -46,6 +46,7 @@ def run(
     data_mirror: Mirror = None,
     judge_episodes: Annotated[int, typer.Option(min=0, help="Episodes for each judgement at the end; 0 none.")] = 1000,
     assignments: Assignments = [],  # noqa: B006 - typer copies it
+    site: Annotated[list[str], typer.Option(help="Set what sites decide themselves: class-tables=true.")] = [],  # noqa: B006
 ) -> None:
     """Train over simulated sites, judge on sites never seen, and write a report. Ctrl-C leaves a resumable run."""
     if engine not in ENGINES:
@@ -56,10 +57,11 @@ def run(
     fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(sites), "outer.join-sites": nodes}
     settings = read_settings(config, assignments, recipe("" if config else name)).with_values(fixed)
     console.print(f"{nodes} sites from {sites}; {settings.run.rounds} rounds into {folder}")
+    node_config = {f"site-{key}": value for key, value in parse_assignments(site).items()}
     began = time.monotonic()
     try:
         with shown(console, settings.run.rounds):
-            ENGINES[engine](settings, nodes)
+            ENGINES[engine](settings, nodes, node_config)
     except KeyboardInterrupt:
         console.print(f"interrupted; the same command goes on from {folder / NAME}")
         raise

@@ -14,27 +14,31 @@ from common.settings import Value
 
 SERVER_NODE = 1
 """Flower's node id of the SuperLink."""
+RUN = 1
+NOTHING: Mapping[str, Value] = {}
 
 
 class InProcessGrid(Grid):
-    """N simulated nodes with the partition ids 0 to N - 1.
+    """N simulated nodes with the partition ids 0 to N - 1, and the rest of their node config in common.
 
     A message is worked on when its reply is first asked for, one message a call, in the order in
     which messages were pushed; so replies stream and nothing is kept twice.
     """
 
-    def __init__(self, client: ClientApp, nodes: int, run_config: Mapping[str, Value], run_id: int = 1) -> None:
+    def __init__(
+        self, client: ClientApp, nodes: int, run_config: Mapping[str, Value], node_config: Mapping[str, Value] = NOTHING
+    ) -> None:
         # Message() asks for the identity of the task it is built in; there is no public way to set it.
-        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, run_id, SERVER_NODE
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN, RUN, SERVER_NODE
         self._client = client
-        self._run = Run.create_empty(run_id)
+        self._run = Run.create_empty(RUN)
         self._numbers = itertools.count(1)
         self._pushed: dict[str, Message] = {}
         self._contexts = {
             SERVER_NODE + 1 + i: Context(
-                run_id,
+                RUN,
                 SERVER_NODE + 1 + i,
-                {"partition-id": i, "num-partitions": nodes},
+                {**node_config, "partition-id": i, "num-partitions": nodes},
                 RecordDict(),
                 dict(run_config),
             )

@@ -154,7 +154,8 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(tmp_path: Path) ->
         (tmp_path / "line" / name / "scan [copy].png").write_bytes(b"")
     shown = invoke("check", "--data", tmp_path / "line")
     for name in names:
-        assert name in shown and str(tmp_path / "line" / name / "scan [copy].png") in shown
+        assert [line for line in shown.splitlines() if name in line and "scan" not in line], "not in the table"
+        assert str(tmp_path / "line" / name / "scan [copy].png") in shown
 
 
 @pytest.mark.parametrize("where", ["a folder", "below a file"])

@@ -1,7 +1,5 @@
 """The in-process federation as a whole: what it computes, and that it equals Reptile without a federation."""
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +8,6 @@ import torch
 
 from client.data.packed import write_packed
 from client.data.sites import open_site_data, site_names
-from client.settings import SiteSettings, parse_node_config
 from client.site import Site
 from common.checkpoint import read_checkpoint
 from common.learning.params import Params
@@ -117,14 +114,7 @@ def test_a_site_that_fails_is_named_in_the_journal_and_the_others_go_on(omniglot
     assert len(line["used"]) == 6 - len(line["dropped"])
 
 
-def test_class_tables_are_summed_over_sites_under_the_final_params(
-    digit_sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-
-    def allowing(node_config: Mapping[str, Value], run: Settings) -> SiteSettings:
-        return dataclasses.replace(parse_node_config(node_config, run), class_tables=True, min_count=2)
-
-    monkeypatch.setattr("client.app.parse_node_config", allowing)
+def test_class_tables_are_summed_over_sites_under_the_final_params(digit_sites: Path, tmp_path: Path) -> None:
     settings = Settings.from_flat(
         {
             "run.rounds": 1,
@@ -136,7 +126,7 @@ def test_class_tables_are_summed_over_sites_under_the_final_params(
             "run.seed": 77,
         }
     )
-    in_process(settings, 4)
+    in_process(settings, 4, {"site-class-tables": True, "site-min-count": 2})
     table = read_checkpoint(tmp_path).state.prototypes
     counts: dict[str, int] = {}
     for name in site_names(digit_sites)[:4]:
@@ -162,3 +152,10 @@ def test_sites_of_every_size_take_part_in_the_same_rounds(digit_sites: Path, tmp
     for line in read_journal(tmp_path / "run"):
         assert line["used"] == ["large", "small", "tiny"]
         assert set(line["sites"]) == {"large", "small", "tiny"}
+
+
+def test_class_tables_stay_at_sites_that_do_not_allow_them(digit_sites: Path, tmp_path: Path) -> None:
+    changes: dict[str, Value] = {"data.size": 8, "data.rotated-classes": False, "outer.class-tables": True}
+    settings = settings_for(digit_sites, tmp_path, run__rounds=1).with_values(changes)
+    in_process(settings, 4)
+    assert not read_checkpoint(tmp_path).state.prototypes
