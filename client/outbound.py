@@ -1,8 +1,8 @@
 """The one door: all application content that leaves a site passes ``leave`` or ``leave_error``.
 
 The door lets through the four kinds of reply that this module names, checks what is in them
-against the site's own settings, and logs names and byte counts. It knows no samples: nothing in
-the four kinds can hold one.
+against the site's own settings, and logs names and byte counts. None of the four kinds has a place
+for a sample; the sizes of arrays are checked against the agreed ones at the other end.
 """
 
 import json

@@ -98,10 +98,10 @@ class Site:
         """Judge adaptation on episodes of this site, before and after, on queries that adaptation has not seen."""
         judged, settings = Judgement(), self.settings
         generator = self._generator(request, "judge")
-        for _ in range(settings.judge.episodes):
+        for number in range(settings.judge.episodes):
             way, shot = self._capped_episode(settings.episode.way, settings.judge.shot)
             episode = sample_episode(self.data, way, shot, settings.episode.query, generator)
-            judged += self._judged(self._work(request, episode, generator))
+            judged += self._judged(self._work(request, episode, generator), number)
         if not judged.after.total:
             raise SiteDataError(
                 "no class of the site has an input left over to judge on; add a second input to a class"
@@ -137,9 +137,9 @@ class Site:
             time.monotonic(),
         )
 
-    def _judged(self, work: Work) -> Judgement:
+    def _judged(self, work: Work, number: int = 0) -> Judgement:
         """Judge the adaptation that users get ([adapt]), which need not be the one that rounds learn with."""
-        generator = self._generator(work.request, "adapt")
+        generator = self._generator(work.request, f"adapt {number}")
         inner = self._capped_loop(self.settings.adaptation)
         adapted = self.adapt(dataclasses.replace(work, inner=inner, generator=generator))
         with threads(self.site.threads):

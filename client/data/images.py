@@ -6,12 +6,14 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.errors import SiteDataError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What Pillow may take a file for, whatever its name: other readers start other programs or are little used."""
 
 Pixels = NDArray[np.uint8]
 
@@ -26,19 +28,20 @@ class UnreadableImageError(SiteDataError):
 def read_image(source: Path | IO[bytes], channels: int, size: int, *, invert: bool = False) -> Pixels:
     """Return an image as uint8 [channels, size, size], averaged over pixel areas when it shrinks.
 
-    Transparency is laid on white, 16-bit and floating images are scaled to 8 bit, a palette is
-    resolved, and other colour models become grey or RGB.
+    A camera's note of how it was held is followed, transparency is laid on white, 16-bit and
+    floating images are scaled to 8 bit, a palette is resolved, and other colour models become grey
+    or RGB.
 
     Raises:
         UnreadableImageError: for a file that is not an image, is cut off, or unpacks to more pixels than
             Pillow holds safe (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
-    if channels not in MODES or channels == 2:
+    if channels not in MODES:
         raise SiteDataError(f"data.channels is {channels}; images have 1 (grey), 3 (colour) or 4 (with transparency)")
     try:
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             image.load()
-            eight_bit = _to_eight_bit(image, MODES[channels])
+            eight_bit = _to_eight_bit(ImageOps.exif_transpose(image), MODES[channels])
     except (
         OSError,
         ValueError,

@@ -31,8 +31,9 @@ class Examples:
     labels: Tensor
     way: int
 
-    def to(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> "Examples":
-        return Examples(self.inputs.to(device, dtype), self.labels.to(device), self.way)
+    def to(self, device: str | None = None, dtype: torch.dtype | None = None) -> "Examples":
+        """Return the examples on a device, with inputs of a dtype; what is not given stays as it is."""
+        return Examples(self.inputs.to(device=device, dtype=dtype), self.labels.to(device=device), self.way)
 
     def __len__(self) -> int:
         return len(self.labels)

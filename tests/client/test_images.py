@@ -336,3 +336,18 @@ def test_reading_in_several_threads_leaves_the_warning_filters_of_the_process_as
     after = list(warnings.filters)
     warnings.filters[:] = before  # type: ignore[index]
     assert after == before
+
+
+def test_a_picture_is_turned_the_way_its_camera_was_held() -> None:
+    picture = Image.new("L", (8, 8), 0)
+    picture.paste(255, (0, 0, 8, 4))  # the upper half is white
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees: what is above lies to the right
+    pixels = read_image(encoded(picture, "PNG", exif=exif), 1, 8)[0]
+    assert set(pixels[:, 4:].ravel()) == {255} and set(pixels[:, :4].ravel()) == {0}
+
+
+def test_a_file_that_would_start_another_program_is_no_picture() -> None:
+    postscript = io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(UnreadableImageError):
+        read_image(postscript, 1, 8)

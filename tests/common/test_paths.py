@@ -43,15 +43,18 @@ def test_the_data_home_is_else_the_platforms_folder(
     assert data_home() == tmp_path / "cached" / "fedreptile"
 
 
+OMNIGLOT, DIGITS = "omniglot/background", "digits/digits-0-to-4"
+
+
 @pytest.mark.parametrize(
     ("there", "expected"),
-    [([], "omniglot"), (["digits"], "digits"), (["omniglot"], "omniglot"), (["digits", "omniglot"], "omniglot")],
+    [([], OMNIGLOT), ([DIGITS], DIGITS), ([OMNIGLOT], OMNIGLOT), ([DIGITS, OMNIGLOT], OMNIGLOT)],
     ids=str,
 )
 def test_sites_are_omniglots_if_there_and_else_the_digits(
     there: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDREPTILE_HOME", str(tmp_path))
-    for name in there:
-        (tmp_path / "data" / name / "train").mkdir(parents=True)
-    assert default_sites() == tmp_path / "data" / expected / "train"
+    for part in there:
+        (tmp_path / "data" / part).mkdir(parents=True)
+    assert default_sites() == tmp_path / "data" / expected
