@@ -31,7 +31,7 @@ bench: $(VENV)/.ready-to-run
 	$(BIN)/python -m simulations.benchmarks.federation
 
 endurance: $(VENV)/.ready-to-test
-	FEDREPTILE_ENDURANCE=1 $(BIN)/python -m pytest tests/test_resume.py -k endurance $(TEST_ARGS)
+	$(BIN)/python -m pytest -m endurance $(TEST_ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

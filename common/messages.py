@@ -5,8 +5,8 @@ that both ends derive from the settings; its digest is compared. Nothing receive
 no size stated by the sender is believed: the expected size comes from the manifest.
 """
 
-import io
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ SCALARS = frozenset(
     | {f"{figure}-{when}" for figure in ("accuracy", "nll", "ece") for when in ("before", "after")}
 )
 """The only figures that a site may report about a round."""
+MOST_EXAMPLES = 10**9
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def decode_update(content: RecordDict, agreed: Agreement) -> Update:
     record = _record(content, "update", ArrayRecord)
     arrays = _arrays(record, {"delta": agreed.update, "slots": agreed.slots}, agreed.dtype)
     scalars = decode_scalars(_record(content, "scalars", MetricRecord))
-    if scalars.get("num-examples", 0) < 1:
-        raise UpdateError("scalars", "num-examples is missing or below 1")
+    if not 1 <= scalars.get("num-examples", 0) <= MOST_EXAMPLES:
+        raise UpdateError("scalars", f"num-examples is missing, below 1 or above {MOST_EXAMPLES}")
     return Update(arrays["delta"], arrays["slots"], scalars)
 
 
@@ -270,16 +271,24 @@ def read_array(array: Array, size: int, dtype: str) -> Flat:
     return values
 
 
+NPY_START = b"\x93NUMPY\x01\x00"
+"""Version 1.0 of the .npy format (NumPy enhancement proposal 1), all that a one-dimensional array needs."""
+NPY_HEADER = re.compile(rb"\{'descr': '([^']{1,8})', 'fortran_order': False, 'shape': \(([-0-9, ]{1,40})\), \} *\n")
+"""As numpy writes it. Anything else is refused, so that nothing that a stranger wrote is parsed as Python."""
+
+
 def _npy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     """Return shape, dtype and the offset of the data."""
-    stream = io.BytesIO(data[:512])
+    start = 10 + int.from_bytes(data[8:10], "little")
+    match = NPY_HEADER.fullmatch(data[10:start]) if data[:8] == NPY_START and start <= 512 else None
     try:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("not version 1.0 of the .npy format, all that a one-dimensional array needs")
-        shape, _, kind = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:
-        raise UpdateError("truncated", f"an array's header is damaged: {type(error).__name__}") from error
-    return shape, kind, stream.tell()
+        if match is None:
+            raise ValueError("it is not as numpy writes it")
+        shape = tuple(int(number) for number in match[2].split(b",") if number.strip())
+        kind = np.dtype(match[1].decode("ascii"))
+    except (ValueError, TypeError) as error:
+        raise UpdateError("truncated", f"an array's header is damaged: {error}") from error
+    return shape, kind, start
 
 
 def _arrays(record: ArrayRecord, sizes: Mapping[str, int], dtype: str) -> dict[str, Flat]:

@@ -1,6 +1,5 @@
 """A run that is killed with -9 at any moment and started again ends with the same bits as one left alone."""
 
-import os
 import random
 import signal
 import subprocess
@@ -83,7 +82,7 @@ def test_killed_at_random_rounds_a_run_ends_with_the_same_bits(digit_sites: Path
     kill_and_resume(digit_sites, tmp_path, seed=20261121, kills=3)
 
 
-@pytest.mark.skipif("FEDREPTILE_ENDURANCE" not in os.environ, reason="repetitions run in `make endurance`")
+@pytest.mark.endurance
 @pytest.mark.parametrize("seed", range(20))
 def test_endurance_of_kill_and_resume(digit_sites: Path, tmp_path: Path, seed: int) -> None:
     kill_and_resume(digit_sites, tmp_path, seed, kills=5)
