@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from common.checkpoint import Checkpoint, write_atomically
+from common.checkpoint import Checkpoint, read_tensors, write_atomically
 from common.errors import CheckpointError, SettingsError, SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, examples_of
 from common.learning.heads import PrototypeHead, prototypes_of
@@ -61,9 +61,7 @@ class SiteModel:
 def read_model(path: Path) -> SiteModel:
     """Raises CheckpointError if the file is missing, damaged or not a site's model."""
     try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+        tensors, metadata = read_tensors(path)
         if metadata.get("site-model") != FORMAT:
             raise CheckpointError(f"{path} is not a site's model; make one with 'fedreptile-site adapt'")
         described = json.loads(metadata["fedreptile"])

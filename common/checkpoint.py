@@ -108,9 +108,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     file = path / NAME if path.is_dir() else path
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
+        tensors, metadata = read_tensors(file)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{file} has format {metadata.get('format')!r}; this version reads {FORMAT!r}")
         described = json.loads(metadata["fedreptile"])
@@ -144,6 +142,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _own(value: Tensor) -> Tensor:
     """Return a copy with memory of its own, since safetensors refuses tensors that share it."""
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file. Raises OSError or SafetensorError."""
+    with safe_open(file, framework="pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118 - no dict
 
 
 def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
