@@ -1,5 +1,6 @@
 """``fedreptile-site``: what site engineers run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from common.checkpoint import read_checkpoint
 from common.cli import run_cli
 from common.errors import SiteDataError
 from common.learning.judge import Judgement
-from common.settings import DataSettings
+from common.settings import DataSettings, parse_assignments
 from common.threads import threads
 
 app = typer.Typer(
@@ -48,14 +49,20 @@ def adapt(
     out: Annotated[Path, typer.Option(help="Where to write the site's model.")] = Path("site-model.safetensors"),
     hold_back: Annotated[float, typer.Option(min=0, max=0.9, help="Part of each class kept to judge on.")] = 0.3,
     others: Annotated[bool, typer.Option(help="Also recognise classes of other sites, if they let them out.")] = True,
+    assignments: Annotated[
+        list[str], typer.Option("--set", help="Adapt with another setting: key=value, such as adapt.steps=10.")
+    ] = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Adapt the shared model to the site's classes, judge it on held-back images, and write it."""
     found = read_checkpoint(checkpoint)
+    found = replace(found, settings=found.settings.with_values(parse_assignments(assignments)))
     own = open_folder(data.resolve(), found.settings.data)
     _list_corrupt(own)
     model, judgement = adapt_site(found, own, hold_back, others=others)
     model.write(out)
     console.print(_judged(judgement) if judgement.after.total else "no image was held back, so the model is not judged")
+    if judgement.after.correct < judgement.before.correct:
+        console.print("adaptation made it worse here: try gentler steps (--set adapt.learning-rate=0.01), or none")
     console.print(Text(f"model of {len(model.classes)} classes: {out}"))
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import client
 from client.cli import app
 from client.model import read_model
-from common.checkpoint import RunState, write_checkpoint
+from common.checkpoint import RunState, read_checkpoint, write_checkpoint
 from common.errors import FedreptileError
 from common.plan import plan_for
 from common.threads import threads
@@ -214,3 +214,13 @@ def test_classify_separates_its_columns_by_tabs_so_that_names_may_have_spaces(
     shutil.copy(sorted((site / "digit-0").glob("[0-9]*.png"))[0], picture)
     path, name, confidence = invoke("classify", work / "m.safetensors", picture).rstrip("\n").split("\t")
     assert path == str(picture) and name.startswith("digit-") and confidence.endswith("%")
+
+
+def test_adapt_takes_settings_of_its_own(site: Path, checkpoint: Path, work: Path) -> None:
+    for name, steps in (("still.safetensors", 0), ("moved.safetensors", 3)):
+        invoke("adapt", checkpoint, "--data", site, "--out", work / name, "--set", f"adapt.steps={steps}")
+    still, moved = (read_model(work / name).params for name in ("still.safetensors", "moved.safetensors"))
+    start = read_checkpoint(checkpoint).state.published
+    assert all(torch.equal(still[name], value) for name, value in start.items())
+    assert not all(torch.equal(moved[name], value) for name, value in start.items())
+    assert "adapt.stepz" in refused("adapt", checkpoint, "--data", site, "--set", "adapt.stepz=1")
