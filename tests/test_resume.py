@@ -17,9 +17,9 @@ from server.rounds import read_journal
 ROUNDS = 40
 
 
-def command(sites: Path, run: Path) -> list[str]:
+def command(sites: Path, run: Path, rounds: int = ROUNDS) -> list[str]:
     changes = [
-        f"run.rounds={ROUNDS}",
+        f"run.rounds={rounds}",
         "run.checkpoint-seconds=0.3",
         "data.size=8",
         "model.width=8",
@@ -36,8 +36,9 @@ def command(sites: Path, run: Path) -> list[str]:
     return [*words, *(word for change in changes for word in ("--set", change))]
 
 
-def run_whole(sites: Path, run: Path) -> Params:
-    subprocess.run(command(sites, run), check=True, capture_output=True, timeout=120)
+def run_whole(sites: Path, run: Path, rounds: int = ROUNDS) -> Params:
+    subprocess.run(command(sites, run, rounds), check=True, capture_output=True, timeout=120)
+    assert read_checkpoint(run).state.round == rounds
     return everything(run)
 
 
@@ -45,7 +46,7 @@ def everything(run: Path) -> Params:
     """Return all tensors of a checkpoint: params, both optimizers' state, moving average."""
     state = read_checkpoint(run).state
     parts = {"params": state.params, "slots": state.slots, "optimizer": state.optimizer, "average": state.average}
-    assert state.round == ROUNDS and all(parts.values())
+    assert all(parts.values())
     return {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
 
 
@@ -89,15 +90,15 @@ def test_endurance_of_kill_and_resume(digit_sites: Path, tmp_path: Path, seed: i
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(digit_sites: Path, tmp_path: Path) -> None:
-    whole = run_whole(digit_sites, tmp_path / "whole")
-    process = subprocess.Popen(
-        command(digit_sites, tmp_path / "cut"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    rounds = 10 * ROUNDS  # so many that the run is not over before the signal, however busy the machine
+    whole = run_whole(digit_sites, tmp_path / "whole", rounds)
+    words = command(digit_sites, tmp_path / "cut", rounds)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     while len(read_journal(tmp_path / "cut")) < 5:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in output and "Traceback" not in output
-    assert 5 <= read_checkpoint(tmp_path / "cut").state.round < ROUNDS
-    assert_same(run_whole(digit_sites, tmp_path / "cut"), whole)
+    assert 5 <= read_checkpoint(tmp_path / "cut").state.round < rounds
+    assert_same(run_whole(digit_sites, tmp_path / "cut", rounds), whole)
