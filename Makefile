@@ -40,7 +40,7 @@ clean:
 $(VENV)/.ready-to-run: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): torch first, then the rest (a few minutes on a first run)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install "$(TORCH)"
+	$(PIP) install $(TORCH)
 	$(PIP) install --constraint constraints.txt --editable .
 	touch $@
 
