@@ -115,7 +115,7 @@ def adapt_site(
     settings = checkpoint.settings.with_values(changes)
     plan, state = plan_for(settings), checkpoint.state
     episode = split(data, hold_back, settings.run.seed)
-    dtype = next(iter(state.published.values())).dtype
+    dtype = plan.params.torch_dtype
     episode = replace(episode, support=episode.support.to(dtype=dtype), query=episode.query.to(dtype=dtype))
     if settings.model.head == "linear" and len(episode.classes) > settings.episode.way:
         raise SettingsError(
@@ -125,10 +125,10 @@ def adapt_site(
     generator = torch.Generator().manual_seed(seed_of(settings.run.seed, "site model"))
     adapted = adapt(plan.learner, state.published, episode.support, settings.adaptation, generator, state.slots)
     params = {**state.published, **adapted.params}
-    classes, prototypes = _prototypes(plan.learner, params, episode)
+    buffers = plan.learner.freeze(params, episode.support)
+    classes, prototypes = episode.classes, _prototypes(plan.learner, params, buffers, episode.support)
     if others and isinstance(plan.learner.head, PrototypeHead):
         classes, prototypes = _with_others(classes, prototypes, state.prototypes)
-    buffers = plan.learner.freeze(params, episode.support)
     model = SiteModel(settings, classes, params, buffers, prototypes)
     return model, judge(plan.learner, state.published, adapted.params, episode)
 
@@ -154,12 +154,11 @@ def split(data: SiteData, hold_back: float, seed: int) -> Episode:
     return Episode(names, examples_of(support), examples_of(query))
 
 
-def _prototypes(learner: Learner, params: Params, episode: Episode) -> tuple[tuple[str, ...], Tensor]:
-    support: Examples = episode.support
-    embeddings = learner.embed(params, learner.freeze(params, support), support.inputs)
+def _prototypes(learner: Learner, params: Params, buffers: Buffers, support: Examples) -> Tensor:
+    embeddings = learner.embed(params, buffers, support.inputs)
     if not isinstance(learner.head, PrototypeHead):
-        return episode.classes, embeddings[:0]
-    return episode.classes, prototypes_of(embeddings, support.labels, support.way)
+        return embeddings[:0]
+    return prototypes_of(embeddings, support.labels, support.way)
 
 
 def _with_others(

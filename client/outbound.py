@@ -55,9 +55,10 @@ def leave_error(error: Exception, site: SiteSettings | None, reply_to: Message) 
 
     Exception texts name paths and values; only the kind of error and a constant sentence leave.
     """
-    known = isinstance(error, FedreptileError)
-    reason = error.public if isinstance(error, FedreptileError) else FedreptileError.public
-    text = f"{type(error).__name__ if known else 'unexpected error'}: {reason}; the site's own log has the details"
+    kind, reason = "unexpected error", FedreptileError.public
+    if isinstance(error, FedreptileError):
+        kind, reason = type(error).__name__, error.public
+    text = f"{kind}: {reason}; the site's own log has the details"
     try:
         _write_log(site, "Error", {"reason": len(text)})
     except OSError:

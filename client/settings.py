@@ -1,14 +1,13 @@
 """A site's own settings, which the run cannot override. They come from the node config that the site starts with."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import SettingsError
 from common.paths import default_sites
-from common.settings import Settings, Value
+from common.settings import Settings, Value, nearest
 
 LEAST = {"threads": 1, "min_count": 1, "max_way": 2, "max_shot": 0, "max_steps": 0}
 """Smallest values that make sense; a ``max_way`` of 0 is allowed too and means no limit."""
@@ -53,11 +52,11 @@ def parse_node_config(node_config: Mapping[str, Value], run: Settings) -> SiteSe
     Raises:
         SettingsError: for unknown keys, missing ones, or values of the wrong type.
     """
-    from client.data.sites import site_names  # here, because it needs torch and the ClientApp must import without
-
     own = {key: value for key, value in node_config.items() if key not in PARTITION_KEYS}
     values = {_field(key): value for key, value in own.items()}
     if "partition-id" in node_config and "name" not in values:
+        from client.data.sites import site_names  # here, because it needs torch, which the ClientApp imports late
+
         path = Path(run.data.sites) if run.data.sites else default_sites()
         names, position = site_names(path), node_config["partition-id"]
         if type(position) is not int:
@@ -89,6 +88,5 @@ def parse_node_config(node_config: Mapping[str, Value], run: Settings) -> SiteSe
 def _field(key: str) -> str:
     names = {f"site-{item.name}".replace("_", "-"): item.name for item in dataclasses.fields(SiteSettings)}
     if key not in names:
-        near = difflib.get_close_matches(key, names, n=1, cutoff=0)
-        raise SettingsError(f"unknown node config key {key!r}; the nearest valid one is {near[0]!r}")
+        raise SettingsError(f"unknown node config key {key!r}; the nearest valid one is {nearest(key, names)!r}")
     return names[key]

@@ -21,9 +21,9 @@ from common.errors import SiteDataError
 from common.learning.episode import Episode, SiteData, all_of, sample_episode
 from common.learning.heads import class_sums
 from common.learning.judge import Judgement, judge, summary
-from common.learning.params import difference, on_device
+from common.learning.params import Manifest, difference, on_device
 from common.learning.reptile import Adapted, adapt
-from common.messages import ClassTable, Introduction, Judged, Request, Update
+from common.messages import ClassTable, Flat, Introduction, Judged, Request, Update
 from common.plan import Plan, plan_for
 from common.seeds import seed_of
 from common.settings import InnerLoop, Settings
@@ -64,11 +64,10 @@ class Site:
 
     def prepare(self, request: Request) -> Work:
         """Draw the round's episode from the stream named by run seed, site and round."""
-        episode_settings = self.settings.episode
         generator = self._generator(request, "episode")
-        way, shot = self._capped_episode(episode_settings.way, episode_settings.shot)
-        with threads(self.site.threads):
-            episode = sample_episode(self.data, way, shot, episode_settings.query if request.judge else 0, generator)
+        settings = self.settings.episode
+        query = settings.query if request.judge else 0
+        episode = self._episode(settings.way, settings.shot, query, generator)
         return self._work(request, episode, generator)
 
     def adapt(self, work: Work) -> Adapted:
@@ -99,8 +98,7 @@ class Site:
         judged, settings = Judgement(), self.settings
         generator = self._generator(request, "judge")
         for number in range(settings.judge.episodes):
-            way, shot = self._capped_episode(settings.episode.way, settings.judge.shot)
-            episode = sample_episode(self.data, way, shot, settings.episode.query, generator)
+            episode = self._episode(settings.episode.way, settings.judge.shot, settings.episode.query, generator)
             judged += self._judged(self._work(request, episode, generator), number)
         if not judged.after.total:
             raise SiteDataError(
@@ -111,8 +109,8 @@ class Site:
     def class_table(self, request: Request) -> ClassTable:
         """Sum the embeddings of each class with enough inputs, under the params of the request."""
         everything = all_of(self.data)
-        support = everything.support.to(self.site.device, self._dtype)
-        params = on_device(self.plan.params.unpack(torch.from_numpy(request.params.copy())), self.site.device)
+        support = everything.support.to(self.site.device, self.plan.params.torch_dtype)
+        params = self._unpacked(self.plan.params, request.params)
         with threads(self.site.threads), torch.no_grad():
             buffers = self.plan.learner.freeze(params, support)
             embeddings = self.plan.learner.embed(params, buffers, support.inputs)
@@ -122,20 +120,21 @@ class Site:
         return ClassTable(names, tuple(int(counts[i]) for i in keep), sums[keep].cpu().numpy())
 
     def _work(self, request: Request, episode: Episode, generator: torch.Generator) -> Work:
-        device = self.site.device
-        on_site = Episode(
-            episode.classes, episode.support.to(device, self._dtype), episode.query.to(device, self._dtype)
-        )
+        device, dtype = self.site.device, self.plan.params.torch_dtype
         return Work(
             self.plan,
             request,
-            on_device(self.plan.params.unpack(torch.from_numpy(request.params.copy())), device),
-            on_device(self.plan.slots.unpack(torch.from_numpy(request.slots.copy())), device),
-            on_site,
+            self._unpacked(self.plan.params, request.params),
+            self._unpacked(self.plan.slots, request.slots),
+            Episode(episode.classes, episode.support.to(device, dtype), episode.query.to(device, dtype)),
             self._capped_loop(self.settings.inner),
             generator,
             time.monotonic(),
         )
+
+    def _unpacked(self, layout: Manifest, flat: Flat) -> dict[str, Tensor]:
+        """Return what lies in a received array, by name, on the site's device; the array itself is not writable."""
+        return on_device(layout.unpack(torch.from_numpy(flat.copy())), self.site.device)
 
     def _judged(self, work: Work, number: int = 0) -> Judgement:
         """Judge the adaptation that users get ([adapt]), which need not be the one that rounds learn with."""
@@ -145,16 +144,13 @@ class Site:
         with threads(self.site.threads):
             return judge(self.plan.learner, work.params, adapted.params, work.episode)
 
-    def _capped_episode(self, way: int, shot: int) -> tuple[int, int]:
-        return _capped(way, self.site.max_way), _capped(shot, self.site.max_shot)
+    def _episode(self, way: int, shot: int, query: int, generator: torch.Generator) -> Episode:
+        way, shot = _capped(way, self.site.max_way), _capped(shot, self.site.max_shot)
+        with threads(self.site.threads):
+            return sample_episode(self.data, way, shot, query, generator)
 
     def _capped_loop(self, inner: InnerLoop) -> InnerLoop:
         return dataclasses.replace(inner, steps=_capped(inner.steps, self.site.max_steps))
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(torch, self.plan.params.dtype)
-        return dtype
 
     def _generator(self, request: Request, purpose: str) -> torch.Generator:
         seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)

@@ -190,8 +190,7 @@ class Settings:
         changes: dict[str, dict[str, Value]] = {}
         for key, value in flat.items():
             if key not in valid:
-                near = difflib.get_close_matches(key, valid, n=1, cutoff=0)
-                raise SettingsError(f"unknown setting {key!r}; the nearest valid one is {near[0]!r}")
+                raise SettingsError(f"unknown setting {key!r}; the nearest valid one is {nearest(key, valid)!r}")
             section, name = key.split(".", 1)
             changes.setdefault(section, {})[name.replace("-", "_")] = _typed(key, value, valid[key])
         sections = {s: dataclasses.replace(getattr(defaults, s), **c) for s, c in changes.items()}
@@ -200,6 +199,11 @@ class Settings:
     def with_values(self, flat: Mapping[str, Value]) -> "Settings":
         """Return these settings with some values replaced."""
         return Settings.from_flat({**flatten(self), **flat})
+
+
+def nearest(key: str, valid: Iterable[str]) -> str:
+    """Return the valid key that is most like the one given."""
+    return difflib.get_close_matches(key, list(valid), n=1, cutoff=0)[0]
 
 
 def flatten(settings: Settings) -> dict[str, Value]:

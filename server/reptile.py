@@ -86,7 +86,7 @@ class Reptile(Strategy):
         away = set(held_out(names, self.settings))
         chosen = sample_sites([name for name in names if name not in away], self.state.round, self.settings)
         due = self._judging_is_due(self.state.round + 1) and not self.settings.judge.held_out
-        return self._ask(chosen, "train", self._request(judge=due))
+        return self._ask(chosen, "train", judge=due)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -141,9 +141,8 @@ class Reptile(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the held-out sites to judge, every ``judge.every`` rounds and after the last."""
-        if not self._judging_is_due(self.state.round):
-            return self._ask([], "evaluate", self._request(judge=True))
-        return self._ask(held_out(sorted(self.roster.nodes), self.settings), "evaluate", self._request(judge=True))
+        due = self._judging_is_due(self.state.round)
+        return self._ask(held_out(sorted(self.roster.nodes), self.settings) if due else [], "evaluate", judge=True)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Take the mean over the held-out sites that answered, each weighing the same."""
@@ -168,7 +167,7 @@ class Reptile(Strategy):
 
     def ask_for_class_tables(self) -> Iterable[Message]:
         """Ask every site for sums of embeddings by class under the params as they are now."""
-        return self._ask(sorted(self.roster.nodes), "query.class_table", self._request(judge=False))
+        return self._ask(sorted(self.roster.nodes), "query.class_table", judge=False)
 
     def add_class_tables(self, replies: Iterable[Message]) -> dict[str, tuple[torch.Tensor, int]]:
         """Return sums of embeddings and counts by class name, over the sites that let theirs out."""
@@ -204,7 +203,11 @@ class Reptile(Strategy):
         params = self.plan.params.pack(self.state.params).numpy()
         return Request(self.state.round + 1, params, self.plan.slots.pack(self.state.slots).numpy(), judge)
 
-    def _ask(self, sites: list[str], kind: str, request: Request) -> Iterable[Message]:
+    def _ask(self, sites: list[str], kind: str, *, judge: bool) -> Iterable[Message]:
+        self.asked, self._bytes_down = {}, 0
+        if not sites:
+            return []
+        request = self._request(judge=judge)
         content = encode_request(request, self.plan.agreed.digest)
         group = str(request.round)
         self.asked = {site: Message(content, self.roster.nodes[site], kind, group_id=group) for site in sites}

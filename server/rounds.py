@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from common.checkpoint import NAME, RunState, read_checkpoint, write_atomically, write_checkpoint
@@ -169,7 +169,7 @@ def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = ti
 def _one_round(grid: Grid, strategy: Reptile) -> None:
     """Take one round by the hooks that Flower's own ``Strategy.start`` calls, with our deadline."""
     deadline, number = strategy.settings.outer.deadline, strategy.state.round + 1
-    arrays, config = strategy.arrays(), ConfigRecord()
+    arrays, config = ArrayRecord(), ConfigRecord()  # the strategy has its own state
     asked = strategy.configure_train(number, arrays, config, grid)
     strategy.aggregate_train(number, collect(grid, asked, deadline))
     asked = strategy.configure_evaluate(number, arrays, config, grid)

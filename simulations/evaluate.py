@@ -163,12 +163,7 @@ def evaluate(
         SettingsError: if the linear head is too small for the protocol's way.
         SiteDataError: if the sites cannot be read.
     """
-    own = {
-        "data.rotated-classes": False,
-        "judge.transductive": checkpoint.settings.judge.transductive,
-        **(changes or {}),
-    }
-    settings = checkpoint.settings.with_values(own)
+    settings = checkpoint.settings.with_values({"data.rotated-classes": False, **(changes or {})})
     if settings.model.head == "linear" and protocol.way > settings.episode.way:
         raise SettingsError(
             f"the linear head was trained with {settings.episode.way} classes and cannot tell {protocol.way} apart; "

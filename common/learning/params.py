@@ -44,6 +44,11 @@ class Manifest:
         return sum(math.prod(shape) for _, shape in self.entries)
 
     @property
+    def torch_dtype(self) -> torch.dtype:
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
+
+    @property
     def digest(self) -> str:
         """SHA-256 of names, shapes and dtype."""
         return hashlib.sha256(json.dumps([self.entries, self.dtype]).encode()).hexdigest()
@@ -51,7 +56,7 @@ class Manifest:
     def pack(self, params: Params) -> Tensor:
         """Return the params as one new flat tensor of shape [size] on the CPU."""
         parts = [params[name].detach().reshape(-1).cpu() for name, _ in self.entries]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=getattr(torch, self.dtype))
+        return torch.cat(parts) if parts else torch.empty(0, dtype=self.torch_dtype)
 
     def unpack(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the params that lie in a flat tensor of shape [size], as views of it."""

@@ -58,7 +58,7 @@ PACKED_SUMS = {
 }
 """SHA-256 of the packed form that a mirror may hold."""
 
-UNREADABLE = (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 """What Python's zipfile raises for archives that are damaged, encrypted or of a kind it does not know."""
 
 _ENTRY = re.compile(r"[^/]+/([^/]+)/(character\d+)/\d+_\d+\.png")
