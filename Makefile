@@ -1,10 +1,13 @@
 # make run   sets up and runs the main job       make test   sets up and runs every check
 # Both make the virtual environment in $(VENV) first. Variables: PYTHON, VENV, TORCH, RUN_ARGS, TEST_ARGS.
+# make federations runs all five that come with the project, three seeds each, and prints the tables of docs/results.md.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 RUN_ARGS ?=
+FEDERATIONS ?= omniglot steel_lines board_lines chest_xrays heart_hospitals
+SEEDS ?= 0 1 2
 TEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -12,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: run test lint types bench endurance clean
+.PHONY: run test lint types federations bench endurance clean
 
 run: $(VENV)/.ready-to-run
 	$(BIN)/fedreptile-sim run $(RUN_ARGS)
@@ -27,8 +30,17 @@ lint: $(VENV)/.ready-to-test
 types: $(VENV)/.ready-to-test
 	$(BIN)/mypy
 
+federations: $(VENV)/.ready-to-run
+	set -e; for name in $(FEDERATIONS); do \
+		for seed in $(SEEDS); do \
+			$(BIN)/fedreptile-sim run $$name --out runs/$$name-$$seed --set run.seed=$$seed $(RUN_ARGS); \
+		done; \
+		$(BIN)/fedreptile-sim compare $(foreach seed,$(SEEDS),runs/$$name-$(seed)) --out runs/$$name.html --markdown; \
+	done
+
 bench: $(VENV)/.ready-to-run
 	$(BIN)/python -m simulations.benchmarks.federation
+	$(BIN)/python -m simulations.benchmarks.reading
 
 endurance: $(VENV)/.ready-to-test
 	$(BIN)/python -m pytest -m endurance $(TEST_ARGS)

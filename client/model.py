@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
+from client.data.indexed import Standardisation
 from common.checkpoint import Checkpoint, read_tensors, write_atomically
 from common.errors import CheckpointError, SettingsError, SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, examples_of
@@ -38,9 +39,11 @@ class SiteModel:
     buffers: Buffers
     prototypes: Tensor
     """[len(classes), d]; [0, d] with the linear head."""
+    standardisation: Standardisation | None = None
+    """Of vectors and tables: the site's statistics, by which new ones are standardised too."""
 
     def log_probs(self, inputs: Tensor) -> Tensor:
-        """Return log-probabilities [n, len(classes)] of inputs [n, C, H, W]."""
+        """Return log-probabilities [n, len(classes)] of inputs [n, *shape]."""
         learner = plan_for(self.settings).learner
         embeddings = learner.embed(self.params, self.buffers, inputs.to(self.prototypes.dtype))
         if isinstance(learner.head, PrototypeHead):
@@ -53,6 +56,9 @@ class SiteModel:
         tensors = {f"params/{name}": value for name, value in self.params.items()}
         tensors |= {f"buffers/{name}": value for name, value in self.buffers.items()}
         tensors["prototypes"] = self.prototypes
+        if self.standardisation is not None:
+            tensors["standardisation/mean"] = torch.from_numpy(self.standardisation.mean)
+            tensors["standardisation/deviation"] = torch.from_numpy(self.standardisation.deviation)
         described = {"classes": self.classes, "settings": flatten(self.settings)}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
         write_atomically(path, save(contiguous, metadata={"site-model": FORMAT, "fedreptile": json.dumps(described)}))
@@ -65,14 +71,18 @@ def read_model(path: Path) -> SiteModel:
         if metadata.get("site-model") != FORMAT:
             raise CheckpointError(f"{path} is not a site's model; make one with 'fedreptile-site adapt'")
         described = json.loads(metadata["fedreptile"])
-        parts: dict[str, dict[str, Tensor]] = {"params": {}, "buffers": {}}
+        parts: dict[str, dict[str, Tensor]] = {"params": {}, "buffers": {}, "standardisation": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
             if name:
                 parts[part][name] = value
-        settings = Settings.from_flat(described["settings"])
         model = SiteModel(
-            settings, tuple(described["classes"]), parts["params"], parts["buffers"], tensors["prototypes"]
+            Settings.from_flat(described["settings"]),
+            tuple(described["classes"]),
+            parts["params"],
+            parts["buffers"],
+            tensors["prototypes"],
+            _standardisation(parts["standardisation"]),
         )
         _check(model)
         return model
@@ -91,10 +101,24 @@ def _check(model: SiteModel) -> None:
     rows = len(model.classes) if isinstance(plan.learner.head, PrototypeHead) else 0
     if tuple(model.prototypes.shape) != (rows, plan.learner.embedding):
         raise ValueError("its prototypes do not fit its classes")
+    data, found = model.settings.data, model.standardisation
+    if (found is None) != (data.kind == "image") or (
+        found and {found.mean.shape, found.deviation.shape} != {data.shape}
+    ):
+        raise ValueError("its standardisation does not fit its kind of data")
+
+
+def _standardisation(tensors: Mapping[str, Tensor]) -> Standardisation | None:
+    return Standardisation(tensors["mean"].numpy(), tensors["deviation"].numpy()) if tensors else None
 
 
 def adapt_site(
-    checkpoint: Checkpoint, data: SiteData, hold_back: float, *, others: bool = True
+    checkpoint: Checkpoint,
+    data: SiteData,
+    hold_back: float,
+    *,
+    others: bool = True,
+    standardisation: Standardisation | None = None,
 ) -> tuple[SiteModel, Judgement]:
     """Adapt the published params to all classes of a site.
 
@@ -103,6 +127,7 @@ def adapt_site(
             the model is judged on, before and after; at least one stays on either side.
         others: also recognise classes that the site does not have, by the class tables that other
             sites let out, if the checkpoint holds any.
+        standardisation: what the site's vectors or rows were standardised with; goes into the model.
 
     Raises:
         SettingsError: if the linear head has fewer rows than the site has classes.
@@ -129,7 +154,7 @@ def adapt_site(
     classes, prototypes = episode.classes, _prototypes(plan.learner, params, buffers, episode.support)
     if others and isinstance(plan.learner.head, PrototypeHead):
         classes, prototypes = _with_others(classes, prototypes, state.prototypes)
-    model = SiteModel(settings, classes, params, buffers, prototypes)
+    model = SiteModel(settings, classes, params, buffers, prototypes, standardisation)
     return model, judge(plan.learner, state.published, adapted.params, episode)
 
 

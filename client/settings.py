@@ -39,6 +39,8 @@ class SiteSettings:
     """Support inputs per class at most; 0 as the run says."""
     max_steps: int = 0
     """Inner steps at most; 0 as the run says."""
+    cache: str = ""
+    """Absolute folder that keeps decoded pictures for the next start; empty: the data home's; 'off': none is kept."""
     log: str = ""
     """Absolute path of a file that gets one JSON line for everything that leaves; empty: Python's log only."""
 

@@ -23,11 +23,12 @@ from common.learning.heads import class_sums
 from common.learning.judge import Judgement, judge, summary
 from common.learning.params import Manifest, difference, on_device
 from common.learning.reptile import Adapted, adapt
+from common.learning.threads import threads
 from common.messages import ClassTable, Flat, Introduction, Judged, Request, Update
+from common.paths import cache_folder
 from common.plan import Plan, plan_for
 from common.seeds import seed_of
 from common.settings import InnerLoop, Settings
-from common.threads import threads
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Site:
 
     @cached_property
     def data(self) -> SiteData:
-        return open_site_data(Path(self.site.data), self.site.name, self.settings.data)
+        return open_site_data(Path(self.site.data), self.site.name, self.settings.data, cache_folder(self.site.cache))
 
     def introduce(self) -> Introduction:
         """Say what the site has: name, classes and counts if they may leave, device, versions."""

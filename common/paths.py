@@ -16,5 +16,17 @@ def data_home() -> Path:
 
 def default_sites() -> Path:
     """Return the training sites that ``fedreptile-sim data get`` left: Omniglot's if there, else the digits'."""
-    omniglot, digits = (data_home() / "data" / part for part in ("omniglot/background", "digits/digits-0-to-4"))
+    omniglot, digits = (sites_home() / name / "train" for name in ("omniglot", "digits"))
     return digits if digits.exists() and not omniglot.exists() else omniglot
+
+
+def sites_home() -> Path:
+    """Return the folder of the federations that were made of data sets."""
+    return data_home() / "sites"
+
+
+def cache_folder(chosen: str) -> Path | None:
+    """Return where decoded pictures are kept: the folder chosen, by default the data home's, for 'off' nowhere."""
+    if chosen == "off":
+        return None
+    return Path(chosen) if chosen else data_home() / "cache"

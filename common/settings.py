@@ -14,77 +14,108 @@ import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from common.columns import parse_columns
 from common.errors import SettingsError
 
 Value = bool | int | float | str
 
+NETWORKS = ("omniglot", "mlp")
 AUGMENTS = ("none", "affine", "flip", "affine+flip")
 
 
-def _setting(
+def setting(
     default: Value,
     meaning: str,
     *,
     least: float | None = None,
     most: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[Value, ...] | None = None,
 ) -> Any:
+    """Return the field of a setting: its default, what it means, and which values it may have."""
     limits = {"meaning": meaning, "least": least, "most": most, "choices": choices}
     return field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    rounds: int = _setting(2000, "rounds in all", least=1)
-    seed: int = _setting(0, "seed of every random stream of the run", least=0)
-    dir: str = _setting("", "absolute folder for checkpoint and journal; empty: under the data home")
-    checkpoint_seconds: float = _setting(0.0, "least seconds between checkpoints; 0 writes one every round", least=0)
-    resume: bool = _setting(True, "continue from the checkpoint in the run's folder, if there is one")
+    rounds: int = setting(2000, "rounds in all", least=1)
+    seed: int = setting(0, "seed of every random stream of the run", least=0)
+    dir: str = setting("", "absolute folder for checkpoint and journal; empty: under the data home")
+    checkpoint_seconds: float = setting(0.0, "least seconds between checkpoints; 0 writes one every round", least=0)
+    resume: bool = setting(True, "continue from the checkpoint in the run's folder, if there is one")
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    sites: str = _setting("", "absolute path of the site folders or packed set; empty: the data home's")
-    channels: int = _setting(1, "1 grey, 3 colour", least=1, most=4)
-    size: int = _setting(28, "height and width in pixels that images are resized to", least=4)
-    invert: bool = _setting(False, "swap dark and light when reading image files")
-    rotated_classes: bool = _setting(False, "each class turned by 90, 180 and 270 degrees counts as a class of its own")
+    """What an input is. It is agreed on for the run, so that every site reads its own data alike."""
+
+    sites: str = setting("", "absolute path of the sites, in any layout that the project reads; empty: the data home's")
+    kind: str = setting("image", "what an input is", choices=("image", "vector", "table"))
+    channels: int = setting(1, "image: 1 grey, 3 colour, 4 with transparency", choices=(1, 3, 4))
+    size: int = setting(28, "image: height and width that pictures are resized to; vector: its length", least=1)
+    bits: int = setting(8, "image: of a grey level; 16 keeps what cameras and scanners record", choices=(8, 16))
+    white: float = setting(
+        0.0, "image: the number in files of more than 8 bits that means white; 0: the largest of its type", least=0
+    )
+    invert: bool = setting(False, "image: swap dark and light when reading files")
+    beside: str = setting(
+        "",
+        "image: what lies beside each picture and adds a grey channel, spaces between: file patterns from the "
+        "picture's folder ('{stem}_template.png ../../masks/{class}/{stem}.png'), or arrays of an .npz file",
+    )
+    label: str = setting("label", "the column of a table, or array of an .npz file, that names the class")
+    inputs: str = setting("inputs", "the array of an .npz file that holds the inputs")
+    columns: str = setting(
+        "", "table: its columns, commas between; a plain name holds numbers, 'name=a|b|c' one of these values"
+    )
+    absent_columns: bool = setting(False, "table: a site may lack a column; it then counts as missing in every row")
+    rotated_classes: bool = setting(False, "image: each class turned by 90, 180 and 270 degrees counts as a class too")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: [C, H, W] of an image, [F] of a vector or an encoded row of a table."""
+        if self.kind == "image":
+            return (self.channels + len(self.beside.split()), self.size, self.size)
+        return (self.size,) if self.kind == "vector" else (sum(column.width for column in parse_columns(self.columns)),)
 
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    way: int = _setting(5, "classes in an episode (a site with fewer uses all it has)", least=2)
-    shot: int = _setting(10, "support inputs per class", least=1)
-    query: int = _setting(5, "query inputs per class, where an episode is judged", least=1)
+    way: int = setting(5, "classes in an episode (a site with fewer uses all it has)", least=2)
+    shot: int = setting(10, "support inputs per class", least=1)
+    query: int = setting(5, "query inputs per class, where an episode is judged", least=1)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    network: str = _setting("omniglot", "'omniglot', or 'module:function' installed at every site")
-    width: int = _setting(32, "channels of each block of the omniglot network (64 in the paper)", least=1)
-    head: str = _setting("prototype", "how embeddings become classes", choices=("prototype", "linear"))
-    sharpness: float = _setting(5.0, "prototype head: factor on the mean squared distance in the softmax", least=0)
-    normalisation: str = _setting(
+    network: str = setting("omniglot", "'omniglot' for images, 'mlp' for tables, or 'module:function' of your own")
+    width: int = setting(
+        32, "channels of each block of 'omniglot' (64 in the paper), units of each layer of 'mlp'", least=1
+    )
+    depth: int = setting(4, "blocks of 'omniglot' (4 in the paper), hidden layers of 'mlp'", least=1)
+    head: str = setting("prototype", "how embeddings become classes", choices=("prototype", "linear"))
+    sharpness: float = setting(5.0, "prototype head: factor on the mean squared distance in the softmax", least=0)
+    normalisation: str = setting(
         "frozen",
         "'frozen': statistics of the support set; 'batch': of the batch at hand, as in the paper",
         choices=("frozen", "batch"),
     )
-    initial: str = _setting("", "absolute path of a checkpoint whose params the run starts from")
+    initial: str = setting("", "absolute path of a checkpoint whose params the run starts from")
 
 
 @dataclass(frozen=True)
 class InnerLoop:
     """What ``adapt`` does at a site."""
 
-    optimizer: str = _setting("sgd", "'adam' has beta1 = 0 and is the paper's", choices=("sgd", "adam"))
-    learning_rate: float = _setting(0.5, "inner learning rate", least=0)
-    steps: int = _setting(5, "inner steps", least=0)
-    batch_size: int = _setting(20, "support inputs per inner step", least=1)
-    frozen: str = _setting("", "names of params that are not adapted, as patterns, spaces between")
-    augment: str = _setting("none", "random change of support images per step", choices=AUGMENTS)
-    views: int = _setting(1, "augmented copies of each support input", least=1)
+    optimizer: str = setting("sgd", "'adam' has beta1 = 0 and is the paper's", choices=("sgd", "adam"))
+    learning_rate: float = setting(0.5, "inner learning rate", least=0)
+    steps: int = setting(5, "inner steps", least=0)
+    batch_size: int = setting(20, "support inputs per inner step", least=1)
+    frozen: str = setting("", "names of params that are not adapted, as patterns, spaces between")
+    augment: str = setting("none", "random change of support images per step", choices=AUGMENTS)
+    views: int = setting(1, "augmented copies of each support input", least=1)
 
     def is_frozen(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.frozen.split())
@@ -98,47 +129,78 @@ class AdaptSettings:
     with other numbers than it trains with (section 6). -1: as in [inner].
     """
 
-    learning_rate: float = _setting(-1.0, "inner learning rate; -1 as in [inner]", least=-1)
-    steps: int = _setting(-1, "inner steps; -1 as in [inner]", least=-1)
-    batch_size: int = _setting(-1, "support inputs per inner step; -1 as in [inner]", least=-1)
-    augment: str = _setting("", "as inner.augment; empty: as in [inner]", choices=("", *AUGMENTS))
-    views: int = _setting(-1, "augmented copies of each support input; -1 as in [inner]", least=-1)
+    learning_rate: float = setting(-1.0, "inner learning rate; -1 as in [inner]", least=-1)
+    steps: int = setting(-1, "inner steps; -1 as in [inner]", least=-1)
+    batch_size: int = setting(-1, "support inputs per inner step; -1 as in [inner]", least=-1)
+    augment: str = setting("", "as inner.augment; empty: as in [inner]", choices=("", *AUGMENTS))
+    views: int = setting(-1, "augmented copies of each support input; -1 as in [inner]", least=-1)
 
 
 @dataclass(frozen=True)
 class OuterSettings:
     """What the server does with the sites' updates."""
 
-    meta_step_size: float = _setting(1.0, "step size along the mean update", least=0)
-    anneal: bool = _setting(True, "lower the step size linearly to 0 over the run")
-    layer_step_sizes: str = _setting("", "factors on the step size by name pattern: 'backbone.conv1.*=0.5 head.*=2'")
-    optimizer: str = _setting("plain", "outer step: along the mean update, or Adam on it", choices=("plain", "adam"))
-    weighting: str = _setting(
+    meta_step_size: float = setting(1.0, "step size along the mean update", least=0)
+    anneal: bool = setting(True, "lower the step size linearly to 0 over the run")
+    layer_step_sizes: str = setting("", "factors on the step size by name pattern: 'backbone.conv1.*=0.5 head.*=2'")
+    optimizer: str = setting("plain", "outer step: along the mean update, or Adam on it", choices=("plain", "adam"))
+    weighting: str = setting(
         "uniform", "each site counts the same, or by its number of support inputs", choices=("uniform", "num-examples")
     )
-    average: float = _setting(
+    average: float = setting(
         0.0, "decay of the moving average of params that is published; 0 off", least=0, most=0.99999
     )
-    sites_per_round: int = _setting(5, "sites sampled a round; 0 all; 1 is serial Reptile", least=0)
-    quorum: float = _setting(0.5, "least part of the asked sites whose updates a round needs", least=0, most=1)
-    deadline: float = _setting(600.0, "seconds that a round waits for its sites", least=0)
-    failed_rounds: int = _setting(3, "rounds without quorum in a row that end the run", least=1)
-    join_sites: int = _setting(1, "sites that must have joined before the first round", least=1)
-    join_deadline: float = _setting(300.0, "seconds to wait for them", least=0)
-    class_tables: bool = _setting(False, "ask for class tables under the final params")
+    sites_per_round: int = setting(5, "sites sampled a round; 0 all; 1 is serial Reptile", least=0)
+    quorum: float = setting(0.5, "least part of the asked sites whose updates a round needs", least=0, most=1)
+    deadline: float = setting(600.0, "seconds that a round waits for its sites", least=0)
+    failed_rounds: int = setting(3, "rounds without quorum in a row that end the run", least=1)
+    join_sites: int = setting(1, "sites that must have joined before the first round", least=1)
+    join_deadline: float = setting(300.0, "seconds to wait for them", least=0)
+    class_tables: bool = setting(False, "ask for class tables under the final params")
 
 
 @dataclass(frozen=True)
 class JudgeSettings:
-    every: int = _setting(50, "rounds between judgements during a run; 0 never", least=0)
-    held_out: int = _setting(0, "sites that are never trained on, only judged", least=0)
-    episodes: int = _setting(4, "episodes that a held-out site is judged on each time", least=1)
-    shot: int = _setting(5, "support inputs per class when a held-out site is judged", least=1)
-    transductive: bool = _setting(False, "batch normalisation only: queries share one batch without the support")
+    every: int = setting(50, "rounds between judgements during a run; 0 never", least=0)
+    held_out: int = setting(0, "sites that are never trained on, only judged", least=0)
+    episodes: int = setting(4, "episodes that a held-out site is judged on each time", least=1)
+    shot: int = setting(5, "support inputs per class when a held-out site is judged", least=1)
+    transductive: bool = setting(False, "batch normalisation only: queries share one batch without the support")
+
+
+class Sections:
+    """A frozen dataclass whose fields are sections: frozen dataclasses of settings. Raises SettingsError when built
+    with a value out of range."""
+
+    def __post_init__(self) -> None:
+        for key, value, limits in _walk(self):
+            _check(key, value, limits)
+
+    @classmethod
+    def from_flat(cls, flat: Mapping[str, Value]) -> Self:
+        """Build settings from ``section.key`` values; what is not given keeps its default.
+
+        Raises:
+            SettingsError: for an unknown key (the nearest valid one is named), a value of the
+                wrong type, or one out of range.
+        """
+        return cls().with_values(flat)
+
+    def with_values(self, flat: Mapping[str, Value]) -> Self:
+        """Return these settings with some values replaced. Raises SettingsError like ``from_flat``."""
+        valid = flatten(self)
+        changes: dict[str, dict[str, Value]] = {}
+        for key, value in flat.items():
+            if key not in valid:
+                raise SettingsError(f"unknown setting {key!r}; the nearest valid one is {nearest(key, valid)!r}")
+            section, name = key.split(".", 1)
+            changes.setdefault(section, {})[name.replace("-", "_")] = _typed(key, value, valid[key])
+        sections = {s: dataclasses.replace(getattr(self, s), **c) for s, c in changes.items()}
+        return dataclasses.replace(self, **sections)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Sections):
     """All settings of a run. Raises SettingsError at construction when they contradict each other."""
 
     run: RunSettings = RunSettings()
@@ -151,8 +213,10 @@ class Settings:
     judge: JudgeSettings = JudgeSettings()
 
     def __post_init__(self) -> None:
-        for key, value, limits in (*_walk(self), *_walk_part("adapt", self.adaptation)):
+        super().__post_init__()
+        for key, value, limits in _walk_part("adapt", self.adaptation):
             _check(key, value, limits)
+        self._check_data()
         if self.judge.transductive and self.model.normalisation != "batch":
             raise SettingsError(
                 "judge.transductive is on but model.normalisation is 'frozen', where queries never share "
@@ -164,12 +228,30 @@ class Settings:
                     f"{section}.views is {loop.views} but {section}.augment is 'none', so the copies would be "
                     f"identical; set {section}.augment or leave {section}.views at 1"
                 )
-        if ":" not in self.model.network and self.model.network != "omniglot":
+        if ":" not in self.model.network and self.model.network not in NETWORKS:
             raise SettingsError(
-                f"model.network is {self.model.network!r}; it must be 'omniglot' or 'module:function' "
-                "naming a function that is installed at every site"
+                f"model.network is {self.model.network!r}; it must be 'omniglot' (images), 'mlp' (vectors and tables) "
+                "or 'module:function' naming a function that is installed at every site"
             )
         layer_step_size(self.outer.layer_step_sizes, "")
+
+    def _check_data(self) -> None:
+        data = self.data
+        if data.kind == "table" and not parse_columns(data.columns):
+            raise SettingsError(
+                "data.kind is 'table' but data.columns is empty; name the columns that are inputs, such as "
+                "data.columns = 'age, sex=0|1' ('fedreptile-site columns' proposes a line)"
+            )
+        if data.kind == "image":
+            return
+        for key, on in (
+            ("data.rotated-classes", data.rotated_classes),
+            ("data.beside", bool(data.beside)),
+            ("inner.augment", self.inner.augment != "none"),
+            ("adapt.augment", self.adaptation.augment != "none"),
+        ):
+            if on:
+                raise SettingsError(f"{key} is set, which is for images, but data.kind is {data.kind!r}; leave it off")
 
     @property
     def adaptation(self) -> InnerLoop:
@@ -177,41 +259,18 @@ class Settings:
         given = {key: value for key, value in vars(self.adapt).items() if value not in (-1, "")}
         return dataclasses.replace(self.inner, **given)
 
-    @classmethod
-    def from_flat(cls, flat: Mapping[str, Value]) -> "Settings":
-        """Build settings from ``section.key`` values; what is not given keeps its default.
-
-        Raises:
-            SettingsError: for an unknown key (the nearest valid one is named), a value of the
-                wrong type, or one out of range.
-        """
-        defaults = cls()
-        valid = flatten(defaults)
-        changes: dict[str, dict[str, Value]] = {}
-        for key, value in flat.items():
-            if key not in valid:
-                raise SettingsError(f"unknown setting {key!r}; the nearest valid one is {nearest(key, valid)!r}")
-            section, name = key.split(".", 1)
-            changes.setdefault(section, {})[name.replace("-", "_")] = _typed(key, value, valid[key])
-        sections = {s: dataclasses.replace(getattr(defaults, s), **c) for s, c in changes.items()}
-        return dataclasses.replace(defaults, **sections)
-
-    def with_values(self, flat: Mapping[str, Value]) -> "Settings":
-        """Return these settings with some values replaced."""
-        return Settings.from_flat({**flatten(self), **flat})
-
 
 def nearest(key: str, valid: Iterable[str]) -> str:
     """Return the valid key that is most like the one given."""
     return difflib.get_close_matches(key, list(valid), n=1, cutoff=0)[0]
 
 
-def flatten(settings: Settings) -> dict[str, Value]:
+def flatten(settings: Sections) -> dict[str, Value]:
     """Return all values under their keys: the inverse of ``Settings.from_flat``."""
     return {key: value for key, value, _ in _walk(settings)}
 
 
-def as_toml(settings: Settings, without: Collection[str] = ()) -> str:
+def as_toml(settings: Sections, without: Collection[str] = ()) -> str:
     """Return settings as a file that ``read_toml`` takes, each with its meaning; some keys may be left out."""
     lines: list[str] = []
     for key, value, limits in _walk(settings):
@@ -231,17 +290,23 @@ def read_toml(path: Path) -> dict[str, Value]:
         SettingsError: if the file cannot be read or is not TOML of one level of sections.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+
+
+def parse_toml(text: str, name: str) -> dict[str, Value]:
+    """Parse the text of a settings file, which errors call by its name. Raises SettingsError like ``read_toml``."""
+    try:
+        tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"settings file {path} is not valid TOML: {error}") from error
+        raise SettingsError(f"settings file {name} is not valid TOML: {error}") from error
     if loose := [key for key, value in tree.items() if not isinstance(value, dict)]:
-        raise SettingsError(f"settings file {path}: {loose[0]!r} stands outside a [section]")
+        raise SettingsError(f"settings file {name}: {loose[0]!r} stands outside a [section]")
     values = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
     if deep := [key for key, value in values.items() if not isinstance(value, bool | int | float | str)]:
         raise SettingsError(
-            f"settings file {path}: {deep[0]!r} is a {type(values[deep[0]]).__name__}; it must be a value"
+            f"settings file {name}: {deep[0]!r} is a {type(values[deep[0]]).__name__}; it must be a value"
         )
     return values
 
@@ -280,8 +345,8 @@ def layer_step_size(factors: str, name: str) -> float:
     return found
 
 
-def _walk(settings: Settings) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
-    for section in dataclasses.fields(settings):
+def _walk(settings: Sections) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
+    for section in dataclasses.fields(settings):  # type: ignore[arg-type]
         yield from _walk_part(section.name, getattr(settings, section.name))
 
 
@@ -305,7 +370,7 @@ def _typed(key: str, value: Value, default: Value) -> Value:
 def _check(key: str, value: Value, limits: Mapping[str, Any]) -> None:
     least, most, choices = limits["least"], limits["most"], limits["choices"]
     if choices is not None and value not in choices:
-        raise SettingsError(f"setting {key} is {value!r}; it must be one of {', '.join(choices)}")
+        raise SettingsError(f"setting {key} is {value!r}; it must be one of {', '.join(map(str, choices))}")
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingsError(f"setting {key} is {value}; it must be a finite number")
     if least is not None and value < least:

@@ -3,90 +3,116 @@
 import logging
 import sys
 import time
-from importlib.resources import as_file, files
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from os import cpu_count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from client.data.sites import site_names
-from common.checkpoint import NAME, read_checkpoint
-from common.cli import read_settings, run_cli
+from common.checkpoint import NAME, read_checkpoint, write_atomically
+from common.cli import run_cli
 from common.errors import SettingsError
-from common.settings import Settings, Value, as_toml, parse_assignments
+from common.learning.params import Params
+from common.settings import Settings, Value, parse_assignments
 from simulations.engine import ENGINES
-from simulations.evaluate import Evaluation, Protocol, evaluate
+from simulations.federation import READY, Dealt, Federation, deal, read_federation
+from simulations.judging.alone import Alone, train_alone
+from simulations.judging.evaluate import Evaluation, JudgedSites, Protocol, evaluate, open_judged, parse_protocol
 from simulations.progress import shown
-from simulations.report import write_report
-from simulations.sources.prepare import NAMES, Prepared, prepare, prepare_or_digits
+from simulations.report.compare import as_markdown, compare, comparison_tables, write_comparison
+from simulations.report.page import write_report
+from simulations.report.tracking import Tracker, tracked
+from simulations.sources.cli import data_app, dealt_visibly
+from simulations.sources.download import UnreachableError
 
 app = typer.Typer(help="Federations of many sites on this machine.", no_args_is_help=True)
-data_app = typer.Typer(help="Data sets for simulations.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+log = logging.getLogger("fedreptile.simulations")
 
-MAIN_PROTOCOLS = ((5, 1, True), (5, 5, True), (5, 1, False), (5, 5, False))
-"""(way, shot, pooled) that the main job is judged by."""
+MAIN_JOB, WITHOUT_NETWORK = "omniglot", "digits"
+DESCRIPTION = "federation.toml"
+"""In a run's folder: the federation that it ran, as a file to run again."""
 
+Source = Annotated[str, typer.Argument(help=f"A TOML file, or one that is ready: {', '.join(READY)}.")]
 Mirror = Annotated[Path | None, typer.Option(help="Folder that holds data sets, instead of their origins.")]
 Assignments = Annotated[list[str], typer.Option("--set", help="Change a setting: key=value, such as inner.steps=5.")]
 
 
 @app.command()
 def run(
-    config: Annotated[
-        Path | None, typer.Argument(help="TOML file of settings; without: the data set's own recipe.")
+    federation: Source = "",
+    data: Annotated[
+        Path | None, typer.Option(help="Sites of your own, in any layout that the project reads, as they are.")
     ] = None,
-    data: Annotated[str, typer.Option(help=f"{', '.join(NAMES)}, or a folder of site folders.")] = "omniglot",
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same one resumes it. [runs/DATA]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; the same one resumes it. [runs/NAME]")] = None,
     engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = "in-process",
     data_mirror: Mirror = None,
-    judge_episodes: Annotated[int, typer.Option(min=0, help="Episodes for each judgement at the end; 0 none.")] = 1000,
     assignments: Assignments = [],  # noqa: B006 - typer copies it
     site: Annotated[list[str], typer.Option(help="Set what sites decide themselves: class-tables=true.")] = [],  # noqa: B006
+    track: Annotated[list[str], typer.Option(help="Also write to tensorboard=FOLDER or mlflow=URI.")] = [],  # noqa: B006
 ) -> None:
-    """Train over simulated sites, judge on sites never seen, and write a report. Ctrl-C leaves a resumable run."""
+    """Train over simulated sites, judge on what no site trained on, and write a report.
+
+    Without a federation and --data: the main job, Omniglot. Ctrl-C leaves a run that the same command goes on with.
+    """
     if engine not in ENGINES:
         raise SettingsError(f"unknown engine {engine!r}; choose {' or '.join(ENGINES)}")
-    sites, judged_on, name = _data(data, data_mirror)
-    nodes = len(site_names(sites))
-    folder = (out or Path("runs") / name).resolve()
-    fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(sites), "outer.join-sites": nodes}
-    settings = read_settings(config, assignments, recipe("" if config else name)).with_values(fixed)
-    console.print(f"{nodes} sites from {sites}; {settings.run.rounds} rounds into {folder}")
+    described = read_federation(federation or ("" if data else MAIN_JOB), assignments)
+    described, dealt = (_own(described, data), Dealt(data.resolve(), None)) if data else _dealt(described, data_mirror)
+    nodes = len(site_names(dealt.train))
+    folder = (out or Path("runs") / described.name).resolve()
+    fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(dealt.train), "outer.join-sites": nodes}
+    described = described.with_values(fixed)
+    settings = described.settings
+    console.print(f"{nodes} sites from {dealt.train}; {settings.run.rounds} rounds into {folder}")
     node_config = {f"site-{key}": value for key, value in parse_assignments(site).items()}
-    began = time.monotonic()
-    try:
-        with shown(console, settings.run.rounds):
-            ENGINES[engine](settings, nodes, node_config)
-    except KeyboardInterrupt:
-        console.print(f"interrupted; the same command goes on from {folder / NAME}")
-        raise
-    console.print(f"trained in {time.monotonic() - began:.0f} s")
-    if judged_on and judge_episodes:
-        _judge_all(folder, judged_on, judge_episodes)
-    console.print(f"report: {write_report(folder)}")
+    with tracked(settings, described.name, **_trackers(track)) as tracker:
+        began = time.monotonic()
+        try:
+            with shown(console, settings.run.rounds):
+                ENGINES[engine](settings, nodes, node_config)
+        except KeyboardInterrupt:
+            console.print(f"interrupted; the same command goes on from {folder / NAME}")
+            raise
+        if not data:
+            write_atomically(folder / DESCRIPTION, described.as_toml().encode())
+        console.print(f"trained in {time.monotonic() - began:.0f} s")
+        if dealt.judge and described.described.judging.episodes:
+            _judge_all(folder, described, dealt, dealt.judge, tracker)
+        page = write_report(folder)
+        tracker.page(page)
+    console.print(f"report: {page}")
 
 
 @app.command("evaluate")
 def evaluate_command(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder or its checkpoint file.")],
     data: Annotated[Path, typer.Option(help="Sites to judge on, in any layout that the project reads.")],
-    way: Annotated[int, typer.Option(min=2)] = 5,
-    shot: Annotated[int, typer.Option(min=1)] = 1,
-    query: Annotated[int, typer.Option(min=1)] = 5,
+    protocol: Annotated[
+        str, typer.Option(help="N-way K-shot, 'pooled' after it mixes all sites' classes.")
+    ] = "5-way 1-shot",
+    query: Annotated[int, typer.Option(min=1, help="Queries of each class.")] = 5,
     episodes: Annotated[int, typer.Option(min=1)] = 1000,
-    pooled: Annotated[bool, typer.Option(help="Draw the classes of an episode from all sites together.")] = False,
+    train: Annotated[
+        Path | None, typer.Option(help="What sites of the same names trained on, if --data is what they held back.")
+    ] = None,
     assignments: Assignments = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Judge a checkpoint on a folder of sites: before and after adaptation, and beside it from scratch."""
-    found = read_checkpoint(checkpoint)
-    protocol = Protocol(way, shot, query, episodes, pooled)
-    with _Counting(protocol) as counting:
-        result = evaluate(found, data.resolve(), protocol, parse_assignments(assignments), counting.done)
+    found, changes = read_checkpoint(checkpoint), parse_assignments(assignments)
+    judging = parse_protocol(protocol, query, episodes)
+    read_with = found.settings.with_values(changes).data
+    sites = open_judged(data.resolve(), read_with, train.resolve() if train else None)
+    with _counting(judging) as counting:
+        result = evaluate(found, sites, data.resolve().name, judging, changes=changes, done=counting.done)
     result.write(checkpoint if checkpoint.is_dir() else checkpoint.parent)
     console.print(_table([result]))
 
@@ -97,20 +123,27 @@ def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None
     console.print(str(write_report(run.resolve())))
 
 
-@app.command("settings")
-def settings_command(
-    data: Annotated[str, typer.Option(help="Start from the recipe of a data set.")] = "",
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("compare.html"),
+    markdown: Annotated[bool, typer.Option(help="Print tables in Markdown instead of the terminal's.")] = False,
 ) -> None:
+    """Show runs side by side, those that differ in their seed only as one with its spread; and write a page."""
+    compared = compare([run.resolve() for run in runs])
+    page = write_comparison(compared, out)
+    if markdown:
+        print(as_markdown(compared))
+        return
+    for table in comparison_tables(compared):
+        console.print(table)
+    console.print(f"page: {page}")
+
+
+@app.command("settings")
+def settings_command(federation: Source = "") -> None:
     """Print every setting with its meaning, as a TOML file to start from."""
-    print(as_toml(recipe(data)), end="")
-
-
-@data_app.command("get")
-def data_get(name: Annotated[str, typer.Argument(help=", ".join(NAMES))], data_mirror: Mirror = None) -> None:
-    """Fetch a data set, check its sums, and pack it into sites."""
-    prepared = _with_download_bar(name, data_mirror, or_digits=False)
-    for kind, path in (("to train on", prepared.train), ("to judge on", prepared.judge)):
-        console.print(f"{len(site_names(path))} sites {kind}: {path}")
+    print(read_federation(federation).as_toml(), end="")
 
 
 def main() -> None:
@@ -118,65 +151,107 @@ def main() -> None:
     run_cli(app)
 
 
-def _data(data: str, mirror: Path | None) -> tuple[Path, Path | None, str]:
-    """Return the sites to train on, those to judge on, and the name of the data."""
-    if data in NAMES:
-        prepared = _with_download_bar(data, mirror, or_digits=True)
-        return prepared.train, prepared.judge, prepared.name
-    path = Path(data).resolve()
-    return path, None, path.name
+def _own(described: Federation, data: Path) -> Federation:
+    """Name a federation of the user's own sites after their folder."""
+    if described.described.federation.set:
+        raise SettingsError(
+            f"federation.set is {described.described.federation.set!r} and --data {data} is given; leave one away"
+        )
+    return replace(described, name=data.resolve().stem)
 
 
-def recipe(name: str) -> Settings:
-    """Return the settings of a data set's main job; for a folder of one's own the defaults of simulations."""
-    if name not in NAMES:
-        return Settings().with_values({"run.checkpoint-seconds": 10.0})
-    with as_file(files("simulations") / "recipes" / f"{name}.toml") as path:
-        return read_settings(path, [])
+def _trackers(words: list[str]) -> dict[str, str]:
+    given = {key: str(value) for key, value in parse_assignments(words).items()}
+    if unknown := given.keys() - {"tensorboard", "mlflow"}:
+        raise SettingsError(f"--track {min(unknown)}: unknown; give tensorboard=FOLDER or mlflow=URI")
+    return given
 
 
-def _judge_all(folder: Path, sites: Path, episodes: int) -> None:
+def _dealt(described: Federation, mirror: Path | None) -> tuple[Federation, Dealt]:
+    """Deal a data set to sites; where nothing can be reached, scikit-learn's digits instead of the main job's, said so.
+
+    A source that was reached and has a wrong sum is an error, not a reason to fall back.
+    """
+    try:
+        return described, dealt_visibly(described, mirror)
+    except UnreachableError as error:
+        if described.name != MAIN_JOB:
+            raise
+        log.warning("%s", error)
+        log.warning("using scikit-learn's handwritten digits instead of omniglot: other data, other figures")
+        kept: dict[str, Value] = {
+            "run.rounds": described.settings.run.rounds,
+            "judging.episodes": described.described.judging.episodes,
+        }
+        other = read_federation(WITHOUT_NETWORK).with_values(kept)
+        return other, deal(other)
+
+
+def _judge_all(folder: Path, described: Federation, dealt: Dealt, judge: Path, tracker: Tracker) -> None:
     found = read_checkpoint(folder)
+    sites = open_judged(judge, found.settings.data, dealt.train)
+    judging = described.described.judging
+    alone = (
+        Alone(_all_alone(sites, dealt.train, found.settings, folder), judging.alone_steps) if judging.alone else None
+    )
     results = []
-    for way, shot, pooled in MAIN_PROTOCOLS:
-        protocol = Protocol(way, shot, episodes=episodes, pooled=pooled)
-        with _Counting(protocol) as counting:
-            results.append(evaluate(found, sites, protocol, done=counting.done))
+    for protocol in described.described.protocols:
+        with _counting(protocol) as counting:
+            results.append(evaluate(found, sites, described.name, protocol, alone, done=counting.done))
         results[-1].write(folder)
+        tracker.judged(results[-1])
     console.print(_table(results))
 
 
+def _all_alone(sites: JudgedSites, train: Path, settings: Settings, run: Path) -> dict[str, Params]:
+    """Train every judged site that took part in training on its own, one process a core."""
+    names = sorted(sites.known)
+    with (
+        _Bar("training each site alone", len(names)) as bar,
+        ProcessPoolExecutor(min(len(names), cpu_count() or 1) or 1, get_context("spawn")) as pool,
+    ):
+        waiting = {name: pool.submit(train_alone, name, train, settings, run) for name in names}
+        found = {}
+        for count, (name, future) in enumerate(waiting.items(), 1):
+            found[name] = future.result()
+            bar.done(count)
+    return found
+
+
 def _table(results: list[Evaluation]) -> Table:
-    episodes = results[0].protocol.episodes
-    table = Table(title=f"accuracy on {Path(results[0].data).name}, 95 % interval, {episodes} episodes each")
-    for heading in ("protocol", "from scratch", "before", "adapted", "worst site", "hurt"):
+    first = results[0]
+    table = Table(title=f"accuracy on {first.data}, 95 % interval, {first.protocol.episodes} episodes each")
+    alone = any(result.alone for result in results)
+    for heading in (
+        "protocol",
+        "from scratch",
+        *(["alone"] if alone else []),
+        "before",
+        "adapted",
+        "worst site",
+        "hurt",
+    ):
         table.add_column(heading)
     for result in results:
-        columns = [f"{score.mean:.1%} ± {score.ci95:.1%}" for score in (result.scratch, result.before, result.after)]
+        scores = [result.scratch, *([result.alone] if alone else []), result.before, result.after]
+        columns = [f"{score.mean:.1%} ± {score.ci95:.1%}" if score else "–" for score in scores]
         worst, hurt = f"{result.sites[result.worst_site].after:.1%} {result.worst_site}", f"{result.share_hurt:.0%}"
         by_site = ["–", "–"] if result.protocol.pooled else [worst, hurt]
         table.add_row(result.protocol.name, *columns, *by_site)
     return table
 
 
-class _Counting(Progress):
-    """A bar that counts the episodes of a judgement."""
+class _Bar(Progress):
+    """A bar that counts to a total."""
 
-    def __init__(self, protocol: Protocol) -> None:
+    def __init__(self, what: str, total: int) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._judging = self.add_task(f"judging {protocol.name}", total=protocol.episodes)
+        self._task = self.add_task(what, total=total)
 
     def done(self, count: int) -> None:
-        self.update(self._judging, completed=count)
+        self.update(self._task, completed=count)
 
 
-def _with_download_bar(name: str, mirror: Path | None, *, or_digits: bool) -> Prepared:
-    columns = (TextColumn(f"fetching {name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=None, visible=False)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total or None, visible=True)
-
-        return (prepare_or_digits if or_digits else prepare)(name, mirror, show)
+def _counting(protocol: Protocol) -> _Bar:
+    return _Bar(f"judging {protocol.name}", protocol.episodes)

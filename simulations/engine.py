@@ -7,8 +7,8 @@ from flwr.app import Context, RecordDict
 
 from client.app import app as client_app
 from common.errors import SettingsError
+from common.learning.threads import threads
 from common.settings import Settings, Value, flatten
-from common.threads import threads
 from server.app import app as server_app
 from server.launch import run_simulation
 from simulations.grid import NOTHING, SERVER_NODE, InProcessGrid

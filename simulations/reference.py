@@ -8,10 +8,10 @@ import torch
 from common.learning.episode import SiteData, sample_episode
 from common.learning.params import Params, difference
 from common.learning.reptile import adapt, outer_step
+from common.learning.threads import threads
 from common.plan import plan_for
 from common.seeds import seed_of
 from common.settings import Settings
-from common.threads import threads
 
 
 @threads(1)

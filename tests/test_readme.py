@@ -54,7 +54,8 @@ def test_links_in_readme_lead_somewhere() -> None:
 def test_make_run_runs_the_main_job_to_its_report(tmp_path: Path) -> None:
     """With a reduced budget, in the environment that runs the tests; CI sets up a fresh one by `make test`."""
     assert "\nmake run" in README
-    budget = f"--out {tmp_path / 'run'} --set run.rounds=4 --set judge.every=2 --judge-episodes 8"
+    brief = {"run.rounds": 4, "judge.every": 2, "judging.episodes": 8, "judging.alone-steps": 5}
+    budget = f"--out {tmp_path / 'run'} " + " ".join(f"--set {key}={value}" for key, value in brief.items())
     done = subprocess.run(
         ["make", "run", f"VENV={sys.prefix}", f"RUN_ARGS={budget}"],
         cwd=ROOT,
@@ -75,7 +76,7 @@ def test_without_network_and_mirror_the_main_job_uses_digits_and_says_so(tmp_pat
     for folder in ("common", "client", "server", "simulations"):
         shutil.copytree(ROOT / folder, tmp_path / "elsewhere" / "checkout" / folder)
     nowhere = "http://127.0.0.1:9"
-    words = [sys.executable, "-m", "simulations", "run", "--out", str(tmp_path / "run"), "--judge-episodes", "4"]
+    words = [sys.executable, "-m", "simulations", "run", "--out", str(tmp_path / "run"), "--set", "judging.episodes=4"]
     done = subprocess.run(
         [*words, "--set", "run.rounds=2"],
         cwd=tmp_path / "elsewhere" / "checkout",

@@ -1,50 +1,104 @@
-"""From a path to sites: a packed set, a folder of site folders, or one site's folder."""
+"""From a path to sites: a packed set, a folder of sites, or one site's own folder or file."""
 
 from pathlib import Path
 
-from client.data.folder import entries, open_folder
+import numpy as np
+
+from client.data.arrays import open_arrays, read_unlabelled_arrays
+from client.data.folder import Progress, entries, open_folder, quiet, read_picture
+from client.data.images import SUFFIXES
+from client.data.indexed import IndexedData, Numbers, Pixels
 from client.data.packed import INDEX, open_packed
 from client.data.rotated import RotatedClasses
+from client.data.table import numeric_places, open_table, read_unlabelled
+from common.columns import parse_columns
 from common.errors import SiteDataError
 from common.learning.episode import SiteData
 from common.settings import DataSettings
+
+FILES = (".csv", ".npz")
+"""What a site may be instead of a folder of class folders: a table or arrays."""
 
 
 def site_names(path: Path) -> list[str]:
     """Return the names of the sites at a path, sorted.
 
-    A folder with a ``sites.json`` is a packed set. Otherwise it holds site folders, which hold
-    class folders; or, if its folders hold files directly, it is itself one site, named like it.
+    A folder with a ``sites.json`` is a packed set. Otherwise a site is a folder of class folders, or
+    a .csv or .npz file, named like it without the ending; and the path is one such site or a folder of them.
 
     Raises:
         SiteDataError: if there is no site at the path.
     """
     if is_packed(path):
         return open_packed(path).names
-    return [path.name] if is_one_site(path) else [folder.name for folder in _folders(path)]
+    if is_one_site(path):
+        return [path.stem if path.is_file() else path.name]
+    return sorted(_sites_in(path))
 
 
-def open_site_data(path: Path, name: str, data: DataSettings) -> SiteData:
+def open_site_data(path: Path, name: str, data: DataSettings, cache: Path | None = None) -> SiteData:
     """Open the data of one site.
+
+    Args:
+        cache: folder that may keep decoded pictures for the next start; None keeps nothing.
 
     Raises:
         SiteDataError: if there is no such site or its data cannot be used.
     """
-    found: SiteData
     if is_packed(path):
         packed = open_packed(path)
-        needed = (data.channels, data.size, data.size)
-        if packed.shape != needed:
+        if packed.shape != data.shape:
             raise SiteDataError(
-                f"packed set {path} holds inputs of shape {packed.shape}; the settings ask for {needed}: "
-                "set data.channels and data.size to what is there, or pack the set anew"
+                f"packed set {path} holds inputs of shape {packed.shape}; the settings ask for {data.shape}: "
+                "set [data] to what is there, or pack the set anew"
             )
-        found = packed.site(name)
-    elif name == path.name and is_one_site(path):
-        found = open_folder(path, data)
+        numeric = numeric_places(parse_columns(data.columns)) if data.kind == "table" else None
+        found: SiteData = packed.site(name, numeric)
+    elif is_one_site(path):
+        found = open_own(path, data, cache)
     else:
-        found = open_folder(path / name, data)
+        own = _sites_in(path)
+        if name not in own:
+            raise SiteDataError(f"{path} holds no site {name!r}; it holds {', '.join(sorted(own)[:5])}, …")
+        found = open_own(own[name], data, cache)
     return RotatedClasses(found) if data.rotated_classes else found
+
+
+def open_own(path: Path, data: DataSettings, cache: Path | None = None, progress: Progress = quiet) -> IndexedData:
+    """Open one site's own folder of class folders, table or arrays.
+
+    Args:
+        cache: folder that may keep decoded pictures for the next start; None keeps nothing.
+        progress: called with the pictures read and those to be read, of a folder.
+
+    Raises:
+        SiteDataError: if it cannot be read, or is not of the kind that the settings name.
+    """
+    suffix = path.suffix.lower()
+    if not path.exists():
+        raise SiteDataError(f"there is no {path}; give a folder of class folders, a .csv table or an .npz file")
+    fits = {"image": path.is_dir() or suffix == ".npz", "vector": suffix == ".npz", "table": suffix == ".csv"}
+    if not fits[data.kind]:
+        needed = {"image": "class folders or an .npz file", "vector": "an .npz file", "table": "a .csv file"}
+        raise SiteDataError(
+            f"{path} is not of the kind {data.kind!r} (data.kind), which needs {needed[data.kind]}; correct either"
+        )
+    if path.is_dir():
+        return open_folder(path, data, cache, progress)
+    return open_table(path, data) if suffix == ".csv" else open_arrays(path, data)
+
+
+def read_new(path: Path, data: DataSettings) -> tuple[list[str], Pixels | Numbers]:
+    """Read what is to be classified: a picture, a table or arrays. Returns what to call each input, and [N, *shape].
+
+    Raises:
+        SiteDataError: if it cannot be read.
+    """
+    if data.kind == "table":
+        return read_unlabelled(path, data)
+    if path.suffix.lower() == ".npz":
+        return read_unlabelled_arrays(path, data)
+    return [str(path)], read_picture(path, data)[np.newaxis]
 
 
 def is_packed(path: Path) -> bool:
@@ -62,17 +116,35 @@ def is_packed(path: Path) -> bool:
 
 
 def is_one_site(path: Path) -> bool:
-    """Return whether the folders in ``path`` are class folders rather than site folders."""
-    return not any(child.is_dir() for folder in _folders(path) for child in entries(folder))
+    """Return whether a path is one site: a file, or a folder whose folders are class folders rather than sites.
+
+    Class folders hold pictures and no folders; beside them a folder of masks may well hold folders.
+    """
+    if path.is_file():
+        return True
+    found = [_holds(folder) for folder in _sites_in(path).values()]
+    return any(pictures and not sites for pictures, sites in found) or not any(sites for _, sites in found)
 
 
-def _folders(path: Path) -> list[Path]:
+def _holds(path: Path) -> tuple[bool, bool]:
+    """Return whether a folder of a site, or of sites, holds pictures, and whether it holds what a site is made of."""
+    children = entries(path) if path.is_dir() else [path]
+    pictures = any(child.suffix.lower() in SUFFIXES and not child.is_dir() for child in children)
+    return pictures, any(child.is_dir() or _is_site_file(child) for child in children)
+
+
+def _sites_in(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise SiteDataError(
-            f"there is no folder {path}; make it with 'fedreptile-sim data get', "
-            "or set data.sites to a folder of site folders"
+            f"there is no folder {path}; make it with 'fedreptile-sim data get', or set data.sites to a folder of sites"
         )
-    folders = [child for child in entries(path) if child.is_dir()]
-    if not folders:
-        raise SiteDataError(f"{path} holds no site folder; each site is a folder of class folders with images")
-    return folders
+    found = [child for child in entries(path) if child.is_dir() or _is_site_file(child)]
+    if not found:
+        raise SiteDataError(
+            f"{path} holds no site; each site is a folder of class folders with images, a .csv table or an .npz file"
+        )
+    return {child.name if child.is_dir() else child.stem: child for child in found}
+
+
+def _is_site_file(path: Path) -> bool:
+    return path.suffix.lower() in FILES and path.is_file()

@@ -20,12 +20,15 @@ class SiteData(Protocol):
         """Return how many inputs the class has."""
 
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
-        """Return inputs of a class by position (0 to count - 1): float32 [len(rows), C, H, W] in [0, 1]."""
+        """Return inputs of a class by position (0 to count - 1): float32 [len(rows), *shape].
+
+        The shape is the settings' (``DataSettings.shape``): [C, H, W] in [0, 1], or [F] standardised.
+        """
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs [n, C, H, W] with labels [n] (int64, 0 to way - 1)."""
+    """Inputs [n, *shape] with labels [n] (int64, 0 to way - 1)."""
 
     inputs: Tensor
     labels: Tensor
@@ -48,13 +51,19 @@ class Episode:
     query: Examples
 
 
-def sample_episode(data: SiteData, way: int, shot: int, query: int, generator: torch.Generator) -> Episode:
+def sample_episode(
+    data: SiteData, way: int, shot: int, query: int, generator: torch.Generator, known: SiteData | None = None
+) -> Episode:
     """Draw an episode without replacement.
 
     The order of the classes, and so of the labels, is drawn anew for every episode. A site with
     fewer classes than ``way`` uses all of them; a class with fewer than ``shot + query`` inputs
     keeps its query and gives the rest, at least one, as support. The support set is the same
     whatever ``query`` is, as long as the class has enough inputs.
+
+    Args:
+        known: what the site trained on, if ``data`` is what it held back: the support of the classes that are in it
+            comes from there and the query from ``data``, as when a site meets new inputs of classes it knows.
 
     Raises:
         SiteDataError: if the site has fewer than two classes.
@@ -65,11 +74,17 @@ def sample_episode(data: SiteData, way: int, shot: int, query: int, generator: t
             f"the site has {len(names)} class(es); an episode needs at least 2: add inputs of another class"
         )
     chosen = [names[i] for i in torch.randperm(len(names), generator=generator)[:way].tolist()]
+    trained = set(known.classes()) if known else set()
     support: list[Tensor] = []
     queries: list[Tensor] = []
     for name in chosen:
         count = data.count(name)
         order = torch.randperm(count, generator=generator).tolist()
+        if known and name in trained:
+            drawn = torch.randperm(known.count(name), generator=generator).tolist()[:shot]
+            support.append(known.inputs(name, drawn))
+            queries.append(data.inputs(name, order[:query]))
+            continue
         given = min(shot, max(1, count - query))
         support.append(data.inputs(name, order[:given]))
         queries.append(data.inputs(name, order[given : given + query]))

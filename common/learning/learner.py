@@ -70,7 +70,7 @@ class Learner:
 
     @torch.no_grad()
     def log_probs(self, params: Params, support: Examples, inputs: Tensor) -> Tensor:
-        """Return log-probabilities [n, way] of inputs [n, C, H, W], given the support set.
+        """Return log-probabilities [n, way] of inputs [n, *shape], given the support set.
 
         With frozen normalisation the result for one input does not depend on the others. With
         batch normalisation each input shares a batch with the whole support set (paper, section

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from common.errors import SettingsError
-from common.settings import DataSettings, ModelSettings
+from common.settings import NETWORKS, DataSettings, ModelSettings
 
 
 class OmniglotNetwork(nn.Module):
     """The Reptile paper's network for Omniglot without its last, linear layer.
 
-    Four blocks of 3x3 convolution with stride 2, batch normalisation and ReLU (Nichol, Achiam,
+    Blocks (four in the paper) of 3x3 convolution with stride 2, batch normalisation and ReLU (Nichol, Achiam,
     Schulman 2018, section 6.1, and the authors' code: 'SAME' padding as TensorFlow does it,
-    Glorot-uniform kernels, zero biases, epsilon 1e-3). [n, channels, 28, 28] -> [n, 4 * width].
+    Glorot-uniform kernels, zero biases, epsilon 1e-3). [n, channels, 28, 28] -> [n, 4 * width] with four blocks.
     """
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, depth: int = 4) -> None:
         super().__init__()
-        for block in range(1, 5):
+        self.depth = depth
+        for block in range(1, depth + 1):
             convolution = nn.Conv2d(channels if block == 1 else width, width, 3, stride=2)
             nn.init.xavier_uniform_(convolution.weight)
             assert convolution.bias is not None
@@ -31,10 +32,31 @@ class OmniglotNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = inputs
-        for block in range(1, 5):
+        for block in range(1, self.depth + 1):
             convolution, normalisation = getattr(self, f"conv{block}"), getattr(self, f"norm{block}")
             hidden = F.relu(normalisation(convolution(same_padding(hidden))))
         return hidden.flatten(1)
+
+
+class Mlp(nn.Module):
+    """Fully connected layers with batch normalisation and ReLU for vectors and rows of tables: [n, f] -> [n, width]."""
+
+    def __init__(self, features: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+        for layer in range(1, depth + 1):
+            linear = nn.Linear(features if layer == 1 else width, width)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            self.add_module(f"linear{layer}", linear)
+            self.add_module(f"norm{layer}", nn.BatchNorm1d(width, eps=1e-3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = inputs
+        for layer in range(1, self.depth + 1):
+            linear, normalisation = getattr(self, f"linear{layer}"), getattr(self, f"norm{layer}")
+            hidden = F.relu(normalisation(linear(hidden)))
+        return hidden
 
 
 def same_padding(images: Tensor) -> Tensor:
@@ -46,21 +68,28 @@ def same_padding(images: Tensor) -> Tensor:
 def build_network(model: ModelSettings, data: DataSettings) -> nn.Module:
     """Build the network that the settings name.
 
-    A user's own is ``module:function``; the function takes (channels, size) and returns a module
-    that maps [n, channels, size, size] to embeddings [n, d].
+    A user's own is ``module:function``; the function takes the shape of one input, (channels, size,
+    size) or (features,), and returns a module that maps [n, *shape] to embeddings [n, d].
 
     Raises:
-        SettingsError: if the function cannot be imported or returns something else.
+        SettingsError: if the network is for another kind of data, or the function cannot be imported or returns
+            something else.
     """
-    if model.network == "omniglot":
-        return OmniglotNetwork(data.channels, model.width)
+    if model.network in NETWORKS:
+        needs_image = model.network == "omniglot"
+        if needs_image != (data.kind == "image"):
+            raise SettingsError(
+                f"model.network is {model.network!r}, which takes {'images' if needs_image else 'vectors and tables'}, "
+                f"but data.kind is {data.kind!r}; set model.network = {'mlp' if needs_image else 'omniglot'!r}"
+            )
+        return (OmniglotNetwork if needs_image else Mlp)(data.shape[0], model.width, model.depth)
     module_name, _, function_name = model.network.partition(":")
     try:
-        network = getattr(importlib.import_module(module_name), function_name)(data.channels, data.size)
+        network = getattr(importlib.import_module(module_name), function_name)(data.shape)
     except Exception as error:
         raise SettingsError(
             f"model.network {model.network!r} cannot be built: {type(error).__name__}: {error}; it must name a "
-            "function of (channels, size) in a module that is installed at the server and at every site"
+            "function of the input's shape in a module that is installed at the server and at every site"
         ) from error
     if not isinstance(network, nn.Module):
         raise SettingsError(
@@ -71,7 +100,7 @@ def build_network(model: ModelSettings, data: DataSettings) -> nn.Module:
 
 def embedding_size(network: nn.Module, data: DataSettings) -> int:
     """Return d of the embeddings [n, d]. Raises SettingsError if the network's output is not of that form."""
-    probe = torch.zeros(2, data.channels, data.size, data.size)
+    probe = torch.zeros(2, *data.shape)
     probe = probe.to(next((p.dtype for p in network.parameters()), torch.float32))
     own = {name: buffer.clone() for name, buffer in network.named_buffers()}
     try:

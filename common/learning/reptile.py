@@ -42,7 +42,7 @@ def adapt(
     Args:
         learner: network, head and normalisation, on the device of the tensors.
         params: the params to start from; none is changed, and frozen ones are left out of the result.
-        support: inputs [n, C, H, W] with labels [n].
+        support: inputs [n, *shape] with labels [n].
         inner: optimizer, learning rate, steps, batch size, frozen names, augmentation.
         generator: CPU generator that batches and augmentation are drawn from.
         slots: the carried state of Adam (see ``initial_slots``); None or empty for SGD.

@@ -20,9 +20,10 @@ from rich.table import Table
 from client.data.packed import write_packed
 from client.data.sites import open_site_data, site_names
 from common.settings import Settings, Value
-from simulations.cli import recipe
 from simulations.engine import in_process
+from simulations.federation import deal, read_federation
 from simulations.reference import centralised_reptile
+from simulations.sources.pool import INPUTS, open_pool
 from simulations.sources.prepare import prepare
 
 PAIRS = 5
@@ -52,7 +53,8 @@ def main() -> None:
 
 def overhead_pair() -> tuple[float, float]:
     """Return CPU seconds of the bare loop and of the federation, doing the same adaptations."""
-    sites = prepare("omniglot").train
+    main_job = read_federation("omniglot")
+    sites = deal(main_job).train
     names = site_names(sites)
     with tempfile.TemporaryDirectory() as run:
         changes: dict[str, Value] = {
@@ -62,7 +64,7 @@ def overhead_pair() -> tuple[float, float]:
             "judge.every": 0,
             "outer.join-sites": len(names),
         }
-        settings = recipe("omniglot").with_values(changes)
+        settings = main_job.settings.with_values(changes)
         data = {name: open_site_data(sites, name, settings.data) for name in names}
         bare = cpu_seconds(lambda: centralised_reptile(data, settings))
         return bare, cpu_seconds(lambda: in_process(settings, len(names)))
@@ -77,12 +79,12 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 def memory() -> float:
     """Run two rounds over 1000 sites that share one packed set; return this process's peak memory in GB."""
     folder = Path(tempfile.mkdtemp())
-    source = prepare("omniglot").train
-    inputs = np.load(source / "inputs.npy", mmap_mode="r")
-    order = np.random.default_rng(0).permutation(len(inputs) // 20)
+    pool_folder = prepare("omniglot", Settings().data)
+    order = np.random.default_rng(0).permutation(len(open_pool(pool_folder).inputs) // 20)
     drawn = [order[np.arange(site * 7, site * 7 + CLASSES) % len(order)] for site in range(SITES)]
     sites = {f"site-{i:04d}": {f"c{c}": list(range(c * 20, c * 20 + 20)) for c in own} for i, own in enumerate(drawn)}
-    write_packed(folder / "sites", np.asarray(inputs), sites, {"name": "omniglot, 1000 sites of 20 characters"})
+    origin = {"name": "omniglot, 1000 sites of 20 characters"}
+    write_packed(folder / "sites", pool_folder / INPUTS, sites, origin)
     settings = Settings.from_flat(
         {
             "run.rounds": 2,

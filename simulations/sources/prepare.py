@@ -1,67 +1,87 @@
-"""From a data set's name to packed sites on disk: mirror first, then the origin, then an installed package."""
+"""From a data set's name to its pool on disk: from a mirror, from the origin, or from an installed package."""
 
-import logging
+import json
 import os
-from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
-from client.data.packed import INDEX, write_packed
-from common.errors import SourceError
+from common.errors import SettingsError, SourceError
 from common.paths import data_home
-from simulations.sources import digits, omniglot
-from simulations.sources.download import Progress, UnreachableError
-from simulations.sources.omniglot import Drawings
+from common.settings import DataSettings
+from simulations.sources.catalogue import CatalogueSet, find_set
+from simulations.sources.download import Progress, fetch_all, quiet
+from simulations.sources.files import Files, origin_files
+from simulations.sources.pool import write_pool
 
-log = logging.getLogger("fedreptile.data")
-
-PARTS = {"omniglot": ("background", "evaluation_dev"), "digits": ("digits-0-to-4", "digits-5-to-9")}
-"""Data set -> names of the folders with the sites to train on and to judge on."""
-NAMES = tuple(PARTS)
 MIRROR_VARIABLE = "FEDREPTILE_DATA_MIRROR"
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Packed sets to train on and to judge on."""
-
-    name: str
-    train: Path
-    judge: Path
-
-
-def prepare(name: str, mirror: Path | None = None, progress: Progress = lambda done, total: None) -> Prepared:
-    """Return the packed sites of a data set, made on first use.
+def prepare(name: str, data: DataSettings, mirror: Path | None = None, progress: Progress = quiet) -> Path:
+    """Return the folder of a data set's pool, made on first use.
 
     Args:
-        mirror: a folder that holds ``NAME/…``; by default what ``FEDREPTILE_DATA_MIRROR`` names, or
-            a folder ``shared/data`` beside the checkout.
+        data: how its items are read; of the set's own kind.
+        mirror: a folder that holds ``NAME/…``; by default what ``FEDREPTILE_DATA_MIRROR`` names, or a folder
+            ``shared/data`` beside the checkout. A mirror holds the packed form, or a copy of ``downloads/NAME``.
 
     Raises:
-        SourceError: if the set is unknown, a checksum is wrong, or no source can be reached.
+        UnreachableError: if there is no mirror of it and its origin cannot be reached.
+        SettingsError: if the set cannot be read as ``data`` says.
+        SourceError: if the set is unknown, or its files are missing, damaged or not the published ones.
     """
-    if name not in NAMES:
-        raise SourceError(f"unknown data set {name!r}; known are {', '.join(NAMES)}")
-    prepared = Prepared(name, *(data_home() / "data" / name / part for part in PARTS[name]))
-    if (prepared.train / INDEX).exists() and (prepared.judge / INDEX).exists():
-        return prepared
-    train, judge = digits.from_scikit_learn() if name == "digits" else _omniglot(mirror, progress)
-    for folder, drawings in ((prepared.train, train), (prepared.judge, judge)):
-        if not (folder / INDEX).exists():
-            write_packed(folder, drawings.images, drawings.sites, {"name": name})
-    return prepared
+    chosen = find_set(name)
+    _check(chosen, data)
+    folder = pools() / f"{name}-{key(data)}"
+    if not folder.exists():
+        files = find_files(chosen, mirror)
+        if not files.packed:
+            fetch_all(files.remotes(), progress)
+        pool = chosen.read(files, data)
+        if data.label == chosen.data.get("data.label", data.label):
+            chosen.check(pool)
+        origins = [f"{origin.repository}@{origin.commit}" for origin in chosen.origins]
+        write_pool(folder, pool, {"set": name, "read-from": str(files.folder), "origins": origins, **vars(data)})
+    return folder
 
 
-def prepare_or_digits(name: str, mirror: Path | None = None, progress: Progress = lambda done, total: None) -> Prepared:
-    """Like ``prepare``, but fall back to scikit-learn's digits, saying so, when nothing can be reached.
+def pools() -> Path:
+    """Return the folder of all pools, each named ``SET-KEY``."""
+    return data_home() / "pools"
 
-    A source that was reached and has a wrong checksum is an error, not a reason to fall back.
+
+def key(data: DataSettings) -> str:
+    """Return a short name of how inputs are read: what changes one of them changes it."""
+    if data.kind == "vector":
+        return str(data.size)
+    if data.kind == "table":
+        return sha256(json.dumps([data.label, data.columns]).encode()).hexdigest()[:8]
+    beside = "".join(f"+{word}" for word in data.beside.split())
+    bits = "-16bit" if data.bits == 16 else ""
+    return f"{data.channels}{beside}x{data.size}{bits}{'-inverted' if data.invert else ''}"
+
+
+def find_files(chosen: CatalogueSet, mirror: Path | None) -> Files:
+    """Return where a set's files are: in a mirror, or where they are downloaded to, whether they are there or not.
+
+    Raises:
+        SourceError: if a mirror was named that is not a folder, or one was given that does not hold the set.
     """
-    try:
-        return prepare(name, mirror, progress)
-    except UnreachableError as error:
-        log.warning("%s", error)
-        log.warning("using scikit-learn's handwritten digits instead of %s: other data, other figures", name)
-        return prepare("digits")
+    if not chosen.origins:
+        return Files(Path(), ())
+    downloads = origin_files(chosen.name, data_home() / "downloads" / chosen.name, chosen.origins)
+    if (found := find_mirror(mirror)) is None:
+        return downloads
+    packed = chosen.in_mirror(found)
+    copied = origin_files(chosen.name, found / chosen.name, chosen.origins)
+    for files in (packed, copied):
+        if files.any_there():
+            return files
+    if mirror is not None:
+        raise SourceError(
+            f"{mirror} does not hold {chosen.name}: there is no {packed.where(packed.entries[0])}, nor a copy of the "
+            "downloads; correct --data-mirror, or leave it away to fetch from the origin"
+        )
+    return downloads
 
 
 def find_mirror(given: Path | None) -> Path | None:
@@ -75,9 +95,13 @@ def find_mirror(given: Path | None) -> Path | None:
     return beside if beside.is_dir() else None
 
 
-def _omniglot(mirror: Path | None, progress: Progress) -> tuple[Drawings, Drawings]:
-    found = find_mirror(mirror)
-    drawings = omniglot.from_mirror(found) if found else None
-    if drawings is None and mirror is not None:
-        raise SourceError(f"{mirror} holds no omniglot folder with images_background.zip and images_evaluation.zip")
-    return drawings or omniglot.from_origin(data_home() / "downloads" / "omniglot", progress)
+def _check(chosen: CatalogueSet, data: DataSettings) -> None:
+    if data.kind != chosen.kind:
+        raise SettingsError(
+            f"data.kind is {data.kind!r}; {chosen.name} has {chosen.kind!r}: leave it to the set, or choose another"
+        )
+    named = data.beside.split()
+    wrong = [word for word in named if word not in chosen.companions or named.count(word) > 1]
+    if wrong:
+        can = f"lies only {', '.join(chosen.companions)}, to be named once" if chosen.companions else "lies nothing"
+        raise SettingsError(f"data.beside names {wrong[0]!r}; beside pictures of {chosen.name} {can}")

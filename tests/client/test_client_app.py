@@ -233,9 +233,10 @@ def test_every_site_setting_has_its_node_config_key() -> None:
         "site-max-way": 3,
         "site-max-shot": 2,
         "site-max-steps": 1,
+        "site-cache": "off",
         "site-log": "/log/out.jsonl",
     }
-    expected = SiteSettings("line-3", "/data/line-3", "cuda:1", 4, True, 20, False, 3, 2, 1, "/log/out.jsonl")
+    expected = SiteSettings("line-3", "/data/line-3", "cuda:1", 4, True, 20, False, 3, 2, 1, "off", "/log/out.jsonl")
     assert parse_node_config(given, RUN) == expected
 
 
@@ -330,10 +331,10 @@ def test_without_a_path_in_the_run_simulated_sites_are_those_of_the_data_home(
     digit_sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDREPTILE_HOME", str(tmp_path))
-    (tmp_path / "data" / "digits").mkdir(parents=True)
-    (tmp_path / "data" / "digits" / "digits-0-to-4").symlink_to(digit_sites)
+    (tmp_path / "sites" / "digits").mkdir(parents=True)
+    (tmp_path / "sites" / "digits" / "train").symlink_to(digit_sites)
     found = parse_node_config({"partition-id": 0, "num-partitions": 8}, settings_with())
-    assert (found.name, found.data) == ("site-0", str(tmp_path / "data" / "digits" / "digits-0-to-4"))
+    assert (found.name, found.data) == ("site-0", str(tmp_path / "sites" / "digits" / "train"))
 
 
 @pytest.mark.parametrize("position", [8, 100, -1])

@@ -23,10 +23,10 @@ from client.site import Site
 from common.checkpoint import Checkpoint, RunState, write_checkpoint
 from common.errors import CheckpointError, FedreptileError, SettingsError, SiteDataError
 from common.learning.judge import Judgement
+from common.learning.threads import threads
 from common.messages import Request
 from common.plan import plan_for
 from common.settings import Value
-from common.threads import threads
 from simulations.reference import centralised_reptile
 from tests.client.small import NumberedData, rows_in, settings_with
 
@@ -248,8 +248,8 @@ def test_a_float64_network_of_a_users_own_adapts_and_predicts(
 ) -> None:
     source = (
         "import torch\nfrom torch import nn\n"
-        "def double(channels, size):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, 16, dtype=torch.float64))\n"
+        "def double(shape):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 16, dtype=torch.float64))\n"
     )
     (tmp_path / "model_test_network.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))

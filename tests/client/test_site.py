@@ -19,13 +19,14 @@ from common.learning.episode import Episode, Examples, SiteData
 from common.learning.learner import Learner
 from common.learning.params import Params
 from common.learning.reptile import Adapted, adapt
+from common.learning.threads import threads
 from common.messages import SCALARS, Request, Update
 from common.plan import plan_for
 from common.settings import InnerLoop, Settings
-from common.threads import threads
 from tests.client.small import NumberedData, first_request, rows_in, settings_with, site_on
 
 NETWORKS = '''
+import math
 import torch
 from torch import nn
 
@@ -42,11 +43,11 @@ class Watching(nn.Module):
 
 SEEN = []
 
-def double(channels, size):
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, 6, dtype=torch.float64))
+def double(shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 6, dtype=torch.float64))
 
-def watched(channels, size):
-    return Watching(nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, 6)), SEEN)
+def watched(shape):
+    return Watching(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 6)), SEEN)
 '''
 
 

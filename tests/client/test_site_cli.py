@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +17,11 @@ from client.cli import app
 from client.model import read_model
 from common.checkpoint import RunState, read_checkpoint, write_checkpoint
 from common.errors import FedreptileError
+from common.learning.threads import threads
 from common.plan import plan_for
-from common.threads import threads
+from common.settings import Settings, Value
 from tests.client.small import settings_with
+from tests.mirror import mirror_or_skip
 
 ROOT = Path(str(client.__file__)).parents[1]
 COMMAND = shutil.which("fedreptile-site", path=str(Path(sys.executable).parent)) or "fedreptile-site is not installed"
@@ -68,18 +71,18 @@ def site(digit_folders: Path, tmp_path: Path) -> Path:
 
 
 def test_check_lists_classes_counts_and_every_file_that_cannot_be_read(site: Path, work: Path) -> None:
-    done = run("check", "--data", site, "--size", 8, folder=work)
+    done = run("check", "--data", site, "--set", "data.size=8", folder=work)
     assert done.returncode == 0, done.stderr
     for digit in range(5):
         assert [line for line in done.stdout.splitlines() if f"digit-{digit}" in line and "12" in line]
-    assert "2 file(s) cannot be read" in done.stdout
+    assert "2 thing(s) cannot be used" in done.stdout
     for broken in (site / "digit-0" / "cut off.png", site / "digit-3" / "empty.png"):
         assert f"{broken}: not a readable image" in done.stdout
     assert list(work.iterdir()) == []
 
 
 def test_check_of_a_folder_that_is_not_there_ends_with_one_line_that_names_it(work: Path) -> None:
-    assert_user_error(run("check", "--data", "nowhere", folder=work), work / "nowhere", "cannot be read")
+    assert_user_error(run("check", "--data", "nowhere", folder=work), work / "nowhere", "there is no")
 
 
 def test_adapt_writes_a_model_that_classify_reads(site: Path, checkpoint: Path, work: Path) -> None:
@@ -191,11 +194,11 @@ def test_classify_refuses_a_checkpoint_in_place_of_a_model_and_says_how_to_make_
 
 def test_adapt_with_nothing_held_back_says_that_nothing_was_judged(site: Path, checkpoint: Path, work: Path) -> None:
     shown = invoke("adapt", checkpoint, "--data", site, "--hold-back", 0, "--out", work / "m.safetensors")
-    assert "no image was held back, so the model is not judged" in shown and (work / "m.safetensors").exists()
+    assert "no input was held back, so the model is not judged" in shown and (work / "m.safetensors").exists()
 
 
 def test_check_of_channels_that_no_picture_has_names_the_setting(site: Path) -> None:
-    assert "data.channels is 2" in refused("check", "--data", site, "--channels", 2)
+    assert "data.channels is 2" in refused("check", "--data", site, "--set", "data.channels=2")
 
 
 def test_a_checkpoint_file_does_as_well_as_its_folder(site: Path, checkpoint: Path, work: Path) -> None:
@@ -224,3 +227,99 @@ def test_adapt_takes_settings_of_its_own(site: Path, checkpoint: Path, work: Pat
     assert all(torch.equal(still[name], value) for name, value in start.items())
     assert not all(torch.equal(moved[name], value) for name, value in start.items())
     assert "adapt.stepz" in refused("adapt", checkpoint, "--data", site, "--set", "adapt.stepz=1")
+
+
+# --------------------------------------------------------------------------------------- tables and arrays
+
+
+HEART = "age, sex=0|1, cp=1|2|3|4, trestbps, thalach, exang=0|1, oldpeak"
+
+
+def run_with(tmp_path: Path, changes: dict[str, Value]) -> Path:
+    """Return the folder of a run that has just begun, on data of another kind."""
+    settings = Settings.from_flat({"model.network": "mlp", "model.width": 8, "model.depth": 2, **changes})
+    plan = plan_for(settings)
+    state = RunState(1, plan.initial, plan.initial_slots, {}, {})
+    write_checkpoint(tmp_path / "table-run" / "checkpoint.safetensors", state, settings)
+    return tmp_path / "table-run"
+
+
+def test_a_hospitals_table_is_checked_adapted_to_and_new_patients_are_classified(tmp_path: Path) -> None:
+    hospital = mirror_or_skip() / "heart_disease_hospitals" / "cleveland.csv"
+    settings: dict[str, Value] = {"data.kind": "table", "data.label": "num", "data.columns": HEART}
+    agreed = tmp_path / "federation.toml"
+    agreed.write_text(f'[data]\nkind = "table"\nlabel = "num"\ncolumns = "{HEART}"\n[sites]\nby = "iid"\n')
+    shown = invoke("check", "--data", hospital, "--settings", agreed)
+    assert [line for line in shown.splitlines() if "0" in line and "164" in line]
+    model = tmp_path / "cleveland.safetensors"
+    adapted = invoke("adapt", run_with(tmp_path, settings), "--data", hospital, "--out", model)
+    assert "model of 5 classes" in adapted and "held-back inputs" in adapted
+    patients = tmp_path / "new patients.csv"
+    lines = hospital.read_text().splitlines()
+    patients.write_text("\n".join(line.rpartition(",")[0] for line in lines[:6]))
+    answers = [line.split("\t") for line in invoke("classify", model, patients).splitlines()]
+    assert [answer[0] for answer in answers] == [f"{patients}:{number}" for number in range(2, 7)]
+    assert {answer[1] for answer in answers} <= set("01234")
+    same = hospital.parent / "cleveland.csv"  # with the class still in it, the answers are the same
+    assert [line.split("\t")[1:] for line in invoke("classify", model, same).splitlines()[:5]] == [
+        answer[1:] for answer in answers
+    ]
+    assert "lacks 7 of 7 agreed columns" in refused("classify", model, _table(tmp_path, "a,b\n1,2\n"))
+
+
+def test_a_model_keeps_the_statistics_by_which_new_rows_are_standardised(tmp_path: Path) -> None:
+    hospital = mirror_or_skip() / "heart_disease_hospitals" / "va.csv"
+    settings: dict[str, Value] = {"data.kind": "table", "data.label": "num", "data.columns": HEART}
+    model = tmp_path / "va.safetensors"
+    invoke("adapt", run_with(tmp_path, settings), "--data", hospital, "--out", model)
+    all_rows = invoke("classify", model, hospital).splitlines()
+    lines = hospital.read_text().splitlines()
+    one_row = _table(tmp_path, "\n".join([lines[0], lines[17]]))
+    assert invoke("classify", model, one_row).split("\t")[1:] == [
+        *all_rows[16].split("\t")[1:-1],
+        all_rows[16].split("\t")[-1] + "\n",
+    ]
+
+
+def test_columns_of_tables_are_shown_where_they_differ_and_a_line_is_proposed(tmp_path: Path) -> None:
+    hospitals = sorted((mirror_or_skip() / "heart_disease_hospitals").glob("*.csv"))
+    shown = invoke("columns", *hospitals, _table(tmp_path, "age,weight,num\n40,70,0\n50,?,1\n"), "--label", "num")
+    weight = next(line for line in shown.splitlines() if "weight" in line and "│" in line)
+    assert "50% missing" in weight and "not everywhere" in weight
+    assert 'columns = "age, sex=0|1, cp=1|2|3|4' in shown
+    proposed = shown.strip().splitlines()[-1].removeprefix('columns = "').removesuffix('"')
+    invoke("check", "--data", hospitals[0], "--set", "data.kind=table", "--set", "data.label=num",
+           "--set", f'data.columns="{proposed}"', "--set", "data.absent-columns=true")  # fmt: skip
+
+
+def test_gas_sensors_in_an_npz_file_are_adapted_to_and_classified(tmp_path: Path) -> None:
+    batches = mirror_or_skip() / "gas_drift" / "batches.npz"
+    run_folder = run_with(tmp_path, {"data.kind": "vector", "data.size": 128, "data.inputs": "x", "data.label": "gas"})
+    model = tmp_path / "gas.safetensors"
+    assert "model of 6 classes" in invoke("adapt", run_folder, "--data", batches, "--out", model)
+    with np.load(batches) as opened:
+        np.savez(tmp_path / "new.npz", x=opened["x"][:3])
+    answers = [line.split("\t") for line in invoke("classify", model, tmp_path / "new.npz").splitlines()]
+    assert [answer[0] for answer in answers] == [f"{tmp_path / 'new.npz'}:{number}" for number in range(3)]
+
+
+def test_data_of_another_kind_than_agreed_is_refused_with_what_is_needed(tmp_path: Path, site: Path) -> None:
+    table = _table(tmp_path, "age,label\n1,a\n2,b\n")
+    assert "needs class folders" in refused("check", "--data", table)
+    assert "needs a .csv file" in refused(
+        "check", "--data", site, "--set", "data.kind=table", "--set", "data.columns=age"
+    )
+
+
+def test_decoded_pictures_are_kept_only_where_the_site_says(site: Path, tmp_path: Path) -> None:
+    invoke("check", "--data", site, "--cache", "off")
+    kept = tmp_path / "kept"
+    first = invoke("check", "--data", site, "--cache", kept)
+    assert list(kept.iterdir())
+    assert invoke("check", "--data", site, "--cache", kept) == first
+
+
+def _table(folder: Path, text: str) -> Path:
+    path = folder / "table.csv"
+    path.write_text(text)
+    return path

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from common.threads import threads
+from common.learning.threads import threads
 
 # A machine under load is no reason to fail, and examples found here are better kept as tests than in a folder.
 settings.register_profile(

@@ -43,7 +43,7 @@ def test_the_data_home_is_else_the_platforms_folder(
     assert data_home() == tmp_path / "cached" / "fedreptile"
 
 
-OMNIGLOT, DIGITS = "omniglot/background", "digits/digits-0-to-4"
+OMNIGLOT, DIGITS = "omniglot/train", "digits/train"
 
 
 @pytest.mark.parametrize(
@@ -56,5 +56,5 @@ def test_sites_are_omniglots_if_there_and_else_the_digits(
 ) -> None:
     monkeypatch.setenv("FEDREPTILE_HOME", str(tmp_path))
     for part in there:
-        (tmp_path / "data" / part).mkdir(parents=True)
-    assert default_sites() == tmp_path / "data" / expected
+        (tmp_path / "sites" / part).mkdir(parents=True)
+    assert default_sites() == tmp_path / "sites" / expected

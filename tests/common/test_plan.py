@@ -75,9 +75,7 @@ def test_the_buffers_of_the_network_are_on_the_device_of_the_plan() -> None:
 def test_a_device_that_cannot_be_used_is_named(
     network: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "plans_own.py").write_text(
-        "from torch import nn\n\ndef flat(channels, size):\n    return nn.Flatten()\n"
-    )
+    (tmp_path / "plans_own.py").write_text("from torch import nn\n\ndef flat(shape):\n    return nn.Flatten()\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = Settings.from_flat({**BASE, "model.network": network, "model.head": "linear"})
     with pytest.raises(SettingsError, match=device):

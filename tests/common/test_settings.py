@@ -44,7 +44,8 @@ def valid_values(key: str) -> st.SearchStrategy[Value]:
     if key.startswith("adapt."):  # as in [inner], or what [inner] takes
         return st.just(default) | valid_values(key.replace("adapt", "inner"))
     texts = {
-        "model.network": st.sampled_from(["omniglot", "package.module:function"]),
+        "model.network": st.sampled_from(["omniglot", "mlp", "package.module:function"]),
+        "data.columns": st.sampled_from(["", "age", "age, cp=1|2|3|4"]),
         "outer.layer-step-sizes": st.sampled_from(["", "*=0.5", "conv1.*=0.5 head.*=2"]),
     }
     # TOML has no way to write DEL in a text as JSON does.
@@ -61,6 +62,17 @@ def valid_values(key: str) -> st.SearchStrategy[Value]:
     return found
 
 
+FOR_IMAGES: dict[str, Value] = {
+    "data.beside": "",
+    "data.rotated-classes": False,
+    "inner.augment": "none",
+    "inner.views": 1,
+    "adapt.augment": "",
+    "adapt.views": -1,
+}
+"""Settings for images only, switched off."""
+
+
 def agreeing(flat: dict[str, Value]) -> dict[str, Value]:
     """The same values without the contradictions that settings can have."""
     whole = {**DEFAULTS, **flat}
@@ -70,6 +82,10 @@ def agreeing(flat: dict[str, Value]) -> dict[str, Value]:
         flat = {**flat, "inner.views": 1}
     if (whole["adapt.augment"] or whole["inner.augment"]) == "none":
         flat = {**flat, "adapt.views": 1}
+    if whole["data.kind"] == "table" and not whole["data.columns"]:
+        flat = {**flat, "data.columns": "age, sex=0|1"}
+    if whole["data.kind"] != "image":
+        flat = {**flat, **FOR_IMAGES}
     return flat
 
 
@@ -205,11 +221,20 @@ def test_a_whole_number_that_no_run_config_can_hold_is_refused() -> None:
 
 @pytest.mark.parametrize("key", CHOSEN)
 def test_a_value_that_is_no_choice_is_refused_and_the_choices_named(key: str) -> None:
-    message = refused(key, "something else")
-    assert all(choice in message for choice in FIELDS[key].metadata["choices"])
+    message = refused(key, "something else" if isinstance(DEFAULTS[key], str) else 77)
+    assert all(str(choice) in message for choice in FIELDS[key].metadata["choices"])
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Value], list[str]]] = {
+    "a table without columns": ({"data.kind": "table"}, ["data.columns", "fedreptile-site columns"]),
+    "a column named twice": ({"data.kind": "table", "data.columns": "age, sex, age"}, ["data.columns", "'age'"]),
+    "turned rows of a table": (
+        {"data.kind": "table", "data.columns": "age", "data.rotated-classes": True},
+        ["data.rotated-classes", "'table'"],
+    ),
+    "pictures beside vectors": ({"data.kind": "vector", "data.beside": "mask"}, ["data.beside", "'vector'"]),
+    "turned vectors": ({"data.kind": "vector", "inner.augment": "affine"}, ["inner.augment", "'vector'"]),
+    "turned vectors in the end": ({"data.kind": "vector", "adapt.augment": "flip"}, ["adapt.augment", "'vector'"]),
     "transduction with frozen statistics": (
         {"judge.transductive": True},
         ["judge.transductive", "model.normalisation", "batch"],

@@ -1,162 +1,181 @@
-"""The in-process federation as a whole: what it computes, and that it equals Reptile without a federation."""
+"""A federation in one file: reading, dealing, and each of those that come with the project, run briefly."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from typer.testing import CliRunner
 
-from client.data.packed import write_packed
+from client.data.packed import INDEX, open_packed
 from client.data.sites import open_site_data, site_names
-from client.site import Site
-from common.checkpoint import read_checkpoint
-from common.learning.params import Params
-from common.messages import Request, Update
-from common.settings import Settings, Value
-from server.rounds import read_journal
-from simulations.engine import in_process
-from simulations.reference import centralised_reptile
-from simulations.sources.prepare import prepare
+from common.errors import FedreptileError, SettingsError
+from common.paths import sites_home
+from common.settings import flatten
+from simulations.cli import app
+from simulations.federation import READY, deal, read_federation
+from tests.mirror import mirror_or_skip
 
 
-@pytest.fixture(scope="module")
-def omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDREPTILE_HOME", str(tmp_path_factory.mktemp("home")))
-        return prepare("omniglot").train
+def invoke(*words: object) -> str:
+    """Run a command that must end well, and return what it showed."""
+    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [str(word) for word in words])
+    if result.exception:
+        raise result.exception
+    return result.stdout
 
 
-def settings_for(sites: Path, run: Path, **changes: Value) -> Settings:
-    base: dict[str, Value] = {
-        "run.rounds": 20,
-        "run.dir": str(run),
-        "data.sites": str(sites),
-        "data.rotated-classes": True,
-        "episode.way": 5,
-        "episode.shot": 4,
-        "inner.batch-size": 10,
-        "inner.steps": 3,
-        "model.width": 8,
-        "judge.every": 0,
+def refused(*words: object) -> str:
+    with pytest.raises(FedreptileError) as raised:
+        invoke(*words)
+    return str(raised.value)
+
+
+def test_five_federations_and_one_for_machines_without_network_are_ready() -> None:
+    assert set(READY) == {
+        "omniglot",
+        "steel_lines",
+        "board_lines",
+        "chest_xrays",
+        "heart_hospitals",
+        "digits",
     }
-    return Settings.from_flat({**base, **{key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}})
 
 
-def final_params(run: Path) -> Params:
-    return read_checkpoint(run).state.params
+@pytest.mark.parametrize("name", READY)
+def test_a_federation_comes_back_from_what_it_writes(name: str, tmp_path: Path) -> None:
+    found = read_federation(name)
+    (tmp_path / "again.toml").write_text(found.as_toml(), encoding="utf-8")
+    again = read_federation(str(tmp_path / "again.toml"))
+    assert (again.described, again.settings, again.dealing) == (found.described, found.settings, found.dealing)
 
 
-def assert_same_bits(found: Params, expected: Params) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value), f"{name} differs by {(found[name] - value).abs().max():.1e}"
+@pytest.mark.parametrize("name", sorted(set(READY) - {"omniglot", "digits"}))
+def test_no_input_is_both_trained_and_judged_on(name: str) -> None:
+    mirror_or_skip()
+    dealt = deal(read_federation(name))
+    assert dealt.judge is not None
+    trained, judged = (np.load(path / "rows.npy") for path in (dealt.train, dealt.judge))
+    index = open_packed(dealt.judge)
+    rows = [row for site in index.names for own in index.site(site)._rows.values() for row in own.tolist()]
+    assert len(judged) >= len(rows) > 0
+    assert not set(trained.tolist()) & set(rows)
+    assert len(set(rows)) == len(rows)
+
+
+def test_a_value_of_any_section_can_be_changed() -> None:
+    found = read_federation("steel_lines", ["sites.number=4", "judging.episodes=7", "inner.steps=3"])
+    assert (found.described.sites.number, found.described.judging.episodes, found.settings.inner.steps) == (4, 7, 3)
+    assert flatten(found.settings)["data.size"] == 64
 
 
 @pytest.mark.parametrize(
-    ("nodes", "sampled"),
-    [(30, 1), (30, 5), (30, 30), (5, 5)],
-    ids=["one of 30 sites: serial Reptile", "five of 30 sites", "all 30 sites", "all five sites"],
+    ("words", "said"),
+    [
+        (["sites.numbr=4"], ["sites.numbr", "sites.number"]),
+        (["inner.stps=4"], ["inner.stps", "inner.steps"]),
+        (["judging.protocols=5-way"], ["5-way", "5-way 1-shot"]),
+        (["sites.by=hospital"], ["sites.by", "attribute, class, dirichlet, iid"]),
+    ],
 )
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_federation_equals_centralised_reptile_to_the_bit(
-    omniglot: Path, tmp_path: Path, nodes: int, sampled: int, optimizer: str
-) -> None:
-    rate = 0.5 if optimizer == "sgd" else 1e-3
-    settings = settings_for(
-        omniglot,
-        tmp_path,
-        outer__sites_per_round=sampled,
-        inner__optimizer=optimizer,
-        inner__learning_rate=rate,
-        outer__join_sites=nodes,
+def test_a_wrong_key_or_value_is_refused_and_named(words: list[str], said: list[str]) -> None:
+    with pytest.raises(SettingsError) as raised:
+        read_federation("steel_lines", words)
+    assert all(part in str(raised.value) for part in said)
+
+
+def test_a_federation_that_is_not_there_is_refused_and_the_ready_ones_named(tmp_path: Path) -> None:
+    for source in ("steel_line", str(tmp_path / "none.toml")):
+        with pytest.raises(SettingsError, match=r"no file .*heart_hospitals"):
+            read_federation(source)
+
+
+def test_another_way_of_dealing_gets_a_folder_of_its_own_and_the_same_one_is_made_once() -> None:
+    ready = deal(read_federation("digits"))
+    assert ready.train == sites_home() / "digits" / "train"
+    stamp = (ready.train / INDEX).stat().st_mtime_ns
+    assert deal(read_federation("digits")) == ready
+    assert (ready.train / INDEX).stat().st_mtime_ns == stamp
+    other = deal(read_federation("digits", ["sites.by=dirichlet", "sites.alpha=5", "sites.number=4"]))
+    assert other.train != ready.train and len(site_names(other.train)) == 4
+    assert deal(read_federation("digits", ["inner.steps=9"])) == ready, "training settings do not change who has what"
+
+
+def test_dealing_copies_no_inputs() -> None:
+    dealt = deal(read_federation("digits"))
+    assert dealt.judge
+    for folder in (dealt.train, dealt.judge):
+        assert sorted(path.name for path in folder.iterdir()) == ["rows.npy", INDEX]
+
+
+def test_an_older_way_of_dealing_in_the_same_place_is_replaced() -> None:
+    dealt = deal(read_federation("digits"))
+    index = dealt.train / INDEX
+    index.write_text(index.read_text().replace('"sites.number": 10', '"sites.number": 11'))
+    assert len(site_names(deal(read_federation("digits")).train)) == 10
+    assert '"sites.number": 10' in index.read_text()
+
+
+def test_held_back_rows_are_standardised_like_the_sites_training_rows() -> None:
+    mirror_or_skip()
+    described = read_federation("heart_hospitals")
+    dealt = deal(described)
+    assert dealt.judge
+    train, judge = (
+        open_site_data(folder, "hungarian", described.settings.data) for folder in (dealt.train, dealt.judge)
     )
-    names = site_names(omniglot)[:nodes]
-    in_process(settings, nodes)
-    data = {name: open_site_data(omniglot, name, settings.data) for name in names}
-    assert_same_bits(final_params(tmp_path), centralised_reptile(data, settings))
+    trained = np.concatenate([train.inputs(name, range(train.count(name))) for name in train.classes()])
+    judged = np.concatenate([judge.inputs(name, range(judge.count(name))) for name in judge.classes()])
+    assert abs(trained[:, 0].mean()) < 1e-4 < abs(judged[:, 0].mean())
 
 
-def test_judging_during_a_run_does_not_change_what_is_learned(omniglot: Path, tmp_path: Path) -> None:
-    for folder, every in ((tmp_path / "silent", 0), (tmp_path / "judged", 2)):
-        in_process(settings_for(omniglot, folder, run__rounds=4, judge__every=every), 6)
-    assert_same_bits(final_params(tmp_path / "judged"), final_params(tmp_path / "silent"))
-    lines = read_journal(tmp_path / "judged")
-    assert ["accuracy-after" in line["figures"] for line in lines] == [False, True, False, True]
-    assert len(lines[1]["sites"]) == 5
+# ---------------------------------------------------------------------------------------- run from the command
+
+BRIEF: dict[str, Any] = {"run.rounds": 4, "judge.every": 2, "judging.episodes": 12, "judging.alone-steps": 3}
 
 
-def test_held_out_sites_are_judged_and_never_trained_on(omniglot: Path, tmp_path: Path) -> None:
-    settings = settings_for(
-        omniglot, tmp_path, run__rounds=4, judge__every=2, judge__held_out=2, outer__sites_per_round=0
+@pytest.mark.parametrize("name", READY)
+def test_each_ready_federation_runs_to_its_report(name: str, tmp_path: Path) -> None:
+    mirror_or_skip()
+    changes = [word for key, value in BRIEF.items() for word in ("--set", f"{key}={value}")]
+    shown = invoke("run", name, "--out", tmp_path / "run", *changes)
+    described = read_federation(name)
+    for protocol in described.described.protocols:
+        assert [line for line in shown.splitlines() if protocol.name in line and line.count("±") == 4], shown
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "run").glob("judged-*.json"))) == len(described.described.protocols)
+    written = read_federation(str(tmp_path / "run" / "federation.toml"))
+    assert written.described.judging.episodes == 12 and written.dealing == described.dealing
+
+
+def test_a_federation_of_ones_own_is_written_in_one_file(tmp_path: Path) -> None:
+    mirror_or_skip()
+    file = tmp_path / "tiles.toml"
+    file.write_text(
+        '[federation]\nset = "magnetic_tile"\n[sites]\nby = "attribute"\nattribute = "exposure"\ngroup = "tile_group"\n'
+        'held-back = 0.3\n[judging]\nprotocols = "3-way 2-shot"\nepisodes = 8\nalone-steps = 2\n'
+        '[data]\nsize = 32\nbeside = "mask"\n[model]\nwidth = 8\n[run]\nrounds = 3\n'
     )
-    in_process(settings, 6)
-    lines = read_journal(tmp_path)
-    trained = {site for line in lines for site in line["used"]}
-    judged = {site for line in lines for site in line["sites"]}
-    assert len(trained) == 4 and len(judged) == 2 and not trained & judged
+    shown = invoke("run", file, "--out", tmp_path / "run")
+    assert "6 sites" in shown and "3-way 2-shot" in shown
+    assert "leave one away" in refused("run", file, "--data", tmp_path)
 
 
-def test_a_site_that_fails_is_named_in_the_journal_and_the_others_go_on(omniglot: Path, tmp_path: Path) -> None:
-    settings = settings_for(omniglot, tmp_path, run__rounds=2, episode__shot=4, outer__sites_per_round=0)
-    with pytest.MonkeyPatch.context() as patch:
-        real = Site.train
-
-        def failing(self: Site, request: Request) -> Update:
-            if self.site.name.startswith("B"):
-                raise RuntimeError("/secret/path 0.123")
-            return real(self, request)
-
-        patch.setattr(Site, "train", failing)
-        in_process(settings, 6)
-    line = read_journal(tmp_path)[0]
-    assert set(line["dropped"]) == {name for name in line["asked"] if name.startswith("B")} != set()
-    assert line["causes"] == {"error-reply": len(line["dropped"])}
-    assert "secret" not in str(line) and "0.123" not in str(line)
-    assert len(line["used"]) == 6 - len(line["dropped"])
+def test_sites_of_ones_own_run_as_they_are(tmp_path: Path) -> None:
+    hospitals = tmp_path / "hospitals"
+    shutil.copytree(mirror_or_skip() / "heart_disease_hospitals", hospitals)
+    (hospitals / "README.md").unlink()
+    changes = ["data.kind=table", "data.label=num", "data.columns=age, sex=0|1, chol", "model.network=mlp"]
+    words = [word for change in [*changes, "run.rounds=3", "model.depth=2"] for word in ("--set", change)]
+    shown = invoke("run", "--data", hospitals, "--out", tmp_path / "run", *words)
+    assert "4 sites" in shown and (tmp_path / "run" / "report.html").exists()
 
 
-def test_class_tables_are_summed_over_sites_under_the_final_params(digit_sites: Path, tmp_path: Path) -> None:
-    settings = Settings.from_flat(
-        {
-            "run.rounds": 1,
-            "run.dir": str(tmp_path),
-            "data.sites": str(digit_sites),
-            "data.size": 8,
-            "outer.class-tables": True,
-            "outer.sites-per-round": 2,
-            "run.seed": 77,
-        }
-    )
-    in_process(settings, 4, {"site-class-tables": True, "site-min-count": 2})
-    table = read_checkpoint(tmp_path).state.prototypes
-    counts: dict[str, int] = {}
-    for name in site_names(digit_sites)[:4]:
-        data = open_site_data(digit_sites, name, settings.data)
-        for label in data.classes():
-            if data.count(label) >= 2:
-                counts[label] = counts.get(label, 0) + data.count(label)
-    assert {name: count for name, (_, count) in table.items()} == counts
+def test_settings_of_a_federation_are_printed_as_a_file_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(invoke("settings", "board_lines"))
+    assert read_federation(str(tmp_path / "mine.toml")).described == read_federation("board_lines").described
 
 
-def test_sites_of_every_size_take_part_in_the_same_rounds(digit_sites: Path, tmp_path: Path) -> None:
-    """Two classes of three drawings, three of one or two, and ten of twenty: each gives what it has."""
-    inputs = np.load(digit_sites / "inputs.npy")
-    sites = {
-        "small": {"a": [0, 1, 2], "b": [3, 4, 5]},
-        "tiny": {"a": [6], "b": [7, 8], "c": [9, 10]},
-        "large": {str(c): list(range(20 * c, 20 * c + 20)) for c in range(10)},
-    }
-    write_packed(tmp_path / "sites", inputs, sites, {})
-    changes: dict[str, Value] = {"data.size": 8, "data.rotated-classes": False, "judge.every": 1, "run.rounds": 3}
-    settings = settings_for(tmp_path / "sites", tmp_path / "run", outer__sites_per_round=0).with_values(changes)
-    in_process(settings, 3)
-    for line in read_journal(tmp_path / "run"):
-        assert line["used"] == ["large", "small", "tiny"]
-        assert set(line["sites"]) == {"large", "small", "tiny"}
-
-
-def test_class_tables_stay_at_sites_that_do_not_allow_them(digit_sites: Path, tmp_path: Path) -> None:
-    changes: dict[str, Value] = {"data.size": 8, "data.rotated-classes": False, "outer.class-tables": True}
-    settings = settings_for(digit_sites, tmp_path, run__rounds=1).with_values(changes)
-    in_process(settings, 4)
-    assert not read_checkpoint(tmp_path).state.prototypes
+def test_a_tracker_that_is_not_known_is_refused() -> None:
+    assert "--track wandb" in refused("run", "digits", "--track", "wandb=x")

@@ -186,3 +186,27 @@ def test_examples_become_numbers_of_another_type_with_their_labels_as_they_are()
     found = support.to(dtype=torch.float64)
     assert (found.inputs.dtype, found.labels.dtype, found.way) == (torch.float64, torch.int64, 2)
     assert values(found) == values(support)
+
+
+class Shifted(Numbered):
+    """The same classes with other inputs: 50 more each."""
+
+    def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
+        return super().inputs(name, rows) + 50
+
+
+def test_what_a_site_held_back_is_judged_with_a_support_from_what_it_trained_on() -> None:
+    held_back, trained = Shifted({"a": 4, "b": 3, "new": 9}), Numbered({"a": 10, "b": 2, "gone": 5})
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        episode = sample_episode(held_back, 5, 3, 4, generator, trained)
+        assert sorted(episode.classes) == ["a", "b", "new"]
+        support, query = by_class(episode, episode.support), by_class(episode, episode.query)
+        assert {name: (len(support[name]), len(query[name])) for name in support} == {
+            "a": (3, 4),
+            "b": (2, 3),
+            "new": (3, 4),
+        }
+        assert all(value % 100 < 50 for name in ("a", "b") for value in support[name])
+        assert all(value % 100 >= 50 for name in ("a", "b") for value in query[name])
+        assert not set(support["new"]) & set(query["new"])

@@ -266,22 +266,24 @@ def test_constants_of_a_network_are_used() -> None:
 # --- Building from settings ----------------------------------------------------------------------
 
 OWN = """
+    import math
+
     import torch
     from torch import nn
 
-    def with_layer_norm(channels, size):
-        return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, 6), nn.LayerNorm(6), nn.Linear(6, 4))
+    def with_layer_norm(shape):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 6), nn.LayerNorm(6), nn.Linear(6, 4))
 
-    def with_dropout(channels, size):
-        return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, 64), nn.Dropout(0.5), nn.Linear(64, 4))
+    def with_dropout(shape):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.Dropout(0.5), nn.Linear(64, 4))
 
-    def with_dropout_before_normalisation(channels, size):
-        return nn.Sequential(nn.Flatten(), nn.Linear(channels * size**2, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    def with_dropout_before_normalisation(shape):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
 
-    def counting(channels, size):
-        return Counting(channels * size**2)
+    def counting(shape):
+        return Counting(math.prod(shape))
 
-    def without_params(channels, size):
+    def without_params(shape):
         return nn.Flatten()
 
     class Counting(nn.Module):
@@ -302,8 +304,8 @@ OWN = """
         def forward(self, inputs):
             return self.head(inputs.flatten(1))
 
-    def with_a_head_of_its_own(channels, size):
-        return Headed(channels * size**2)
+    def with_a_head_of_its_own(shape):
+        return Headed(math.prod(shape))
 """
 
 

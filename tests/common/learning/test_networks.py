@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from common.errors import SettingsError
 from common.learning.learner import build_learner
-from common.learning.networks import OmniglotNetwork, build_network, embedding_size, same_padding
+from common.learning.networks import Mlp, OmniglotNetwork, build_network, embedding_size, same_padding
 from common.settings import DataSettings, ModelSettings, Settings
 
 KERNEL, STRIDE = 3, 2
@@ -127,47 +127,49 @@ def test_blocks_convolve_then_normalise_then_cut_off_below_zero() -> None:
 # --- A user's own network ------------------------------------------------------------------------
 
 OWN = """
+import math
+
 import torch
 from torch import nn
 
-def plain(channels, size):
-    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, 7))
+def plain(shape):
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 7))
 
-def with_batch_norm_for_vectors(channels, size):
-    return nn.Sequential(nn.BatchNorm1d(channels), nn.Flatten(), nn.Linear(channels * size * size, 7))
+def with_batch_norm_for_vectors(shape):
+    return nn.Sequential(nn.BatchNorm1d(shape[0]), nn.Flatten(), nn.Linear(math.prod(shape), 7))
 
-def for_other_pictures(channels, size):
+def for_other_pictures(shape):
     return nn.Sequential(nn.Flatten(), nn.Linear(5, 7))
 
-def feature_maps(channels, size):
-    return nn.Conv2d(channels, 2, 1)
+def feature_maps(shape):
+    return nn.Conv2d(shape[0], 2, 1)
 
-def one_row(channels, size):
+def one_row(shape):
     return Calls(lambda inputs: inputs.flatten()[None])
 
-def a_tuple(channels, size):
+def a_tuple(shape):
     return Calls(lambda inputs: (inputs,))
 
-def an_index_too_far(channels, size):
+def an_index_too_far(shape):
     return Calls(lambda inputs: inputs.shape[7])
 
-def that_needs_two_inputs(channels, size):
+def that_needs_two_inputs(shape):
     return Calls(lambda inputs, others: inputs)
 
 def without_arguments():
     return nn.Flatten()
 
-def that_fails(channels, size):
+def that_fails(shape):
     raise OSError("no weights here")
 
-def a_number(channels, size):
+def a_number(shape):
     return 3
 
-def nothing(channels, size):
+def nothing(shape):
     pass
 
-def of_doubles(channels, size):
-    return plain(channels, size).double()
+def of_doubles(shape):
+    return plain(shape).double()
 
 constant = 3
 
@@ -191,7 +193,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Sett
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def settings(network: str) -> Settings:
-        return Settings.from_flat({"model.network": network, "data.size": 4, "data.channels": 2})
+        return Settings.from_flat({"model.network": network, "data.size": 4, "data.beside": "template"})
 
     return settings
 
@@ -253,3 +255,35 @@ def test_the_omniglot_network_takes_pictures_of_any_size(channels: int, size: in
     for _ in range(4):
         side = math.ceil(side / STRIDE)
     assert embedding_size(network, data) == 3 * side**2
+
+
+def test_a_deeper_omniglot_network_has_more_blocks_and_the_same_first_ones() -> None:
+    names = [name for name, _ in OmniglotNetwork(1, 3, depth=5).named_parameters()]
+    assert names[: 4 * 4] == [name for name, _ in OmniglotNetwork(1, 3).named_parameters()]
+    assert {name.split(".")[0] for name in names[4 * 4 :]} == {"conv5", "norm5"}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_an_mlp_turns_rows_into_embeddings_of_its_width(depth: int) -> None:
+    data = DataSettings(kind="table", columns="age, cp=1|2|3")
+    network = build_network(ModelSettings(network="mlp", width=6, depth=depth), data)
+    assert embedding_size(network, data) == 6
+    shapes = [tuple(value.shape) for name, value in network.named_parameters() if name.startswith("linear")]
+    assert shapes == [(6, 4), (6,), *([(6, 6), (6,)] * (depth - 1))]
+
+
+def test_an_mlp_is_linear_normalised_and_cut_at_0_in_each_layer() -> None:
+    network = Mlp(3, 4, depth=1)
+    inputs = torch.randn(9, 3, generator=torch.Generator().manual_seed(1))
+    params = dict(network.named_parameters())
+    raw = inputs @ params["linear1.weight"].T + params["linear1.bias"]
+    normalised = (raw - raw.mean(0)) / (raw.var(0, unbiased=False) + 1e-3).sqrt()
+    assert_close(network(inputs), normalised.clamp(min=0))
+
+
+@pytest.mark.parametrize(("network", "kind"), [("omniglot", "vector"), ("mlp", "image")])
+def test_a_network_for_another_kind_of_data_is_refused_and_the_right_one_named(network: str, kind: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build_network(ModelSettings(network=network), DataSettings(kind=kind))
+    right = "mlp" if network == "omniglot" else "omniglot"
+    assert all(part in str(caught.value) for part in (repr(network), repr(kind), f"model.network = {right!r}"))

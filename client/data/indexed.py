@@ -1,0 +1,101 @@
+"""What every reader ends in: one array of inputs, and the rows of each class in it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Pixels = NDArray[np.uint8] | NDArray[np.uint16]
+Numbers = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Mean and standard deviation of each feature [F]: a site's own, of all its inputs, whatever their class.
+
+    Places that are not numbers (one-hot values) have mean 0 and deviation 1. A missing number (NaN) becomes 0,
+    which is the site's mean.
+    """
+
+    mean: Numbers
+    deviation: Numbers
+
+    @classmethod
+    def of(cls, inputs: Numbers, numeric: NDArray[np.bool_]) -> "Standardisation":
+        """Measure inputs [n, F]; ``numeric`` [F] says which places are numbers. A constant one is only shifted."""
+        known = np.isfinite(inputs)
+        counts = known.sum(0).clip(min=1)
+        values = np.where(known, inputs, 0).astype(np.float64)
+        mean = values.sum(0) / counts
+        deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(0) / counts)
+        varies = deviation > 1e-6 * np.maximum(1, np.abs(mean))
+        return cls(
+            np.where(numeric, mean, 0).astype(np.float32),
+            np.where(numeric & varies, deviation, 1).astype(np.float32),
+        )
+
+    def apply(self, inputs: Numbers) -> Tensor:
+        """Return inputs [n, F] standardised, missing ones as 0."""
+        standardised = (inputs - self.mean) / self.deviation
+        return torch.from_numpy(np.nan_to_num(standardised, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32))
+
+    def undo(self, inputs: Tensor) -> Numbers:
+        """Return standardised inputs [n, F] as they were read, for people to look at."""
+        return np.asarray(inputs.numpy() * self.deviation + self.mean, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something of a site's data that cannot be used: a file, a row or a value."""
+
+    where: str
+    """The file, and the row or column in it."""
+    reason: str
+
+
+class IndexedData:
+    """Inputs [N, *shape] with the rows of each class. Implements ``SiteData``; copies only what is asked for.
+
+    uint8 and uint16 are grey levels, which come out in [0, 1]; float32 are numbers, which come out standardised.
+    """
+
+    def __init__(
+        self,
+        inputs: Pixels | Numbers,
+        rows: Mapping[str, NDArray[np.int64]],
+        standardisation: Standardisation | None = None,
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
+        self._inputs = inputs
+        self._rows = rows
+        self.standardisation = standardisation
+        self.skipped = tuple(skipped)
+
+    def classes(self) -> Sequence[str]:
+        return sorted(self._rows)
+
+    def count(self, name: str) -> int:
+        return len(self._rows[name])
+
+    def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
+        return as_input(self._inputs[self._rows[name][positions(rows, self.count(name))]], self.standardisation)
+
+
+def as_input(values: Pixels | Numbers, standardisation: Standardisation | None) -> Tensor:
+    """Turn what was read into float32 inputs: grey levels into [0, 1], numbers standardised."""
+    if values.dtype != np.float32:
+        most = np.float32(255 if values.dtype == np.uint8 else 65535)
+        return torch.from_numpy(values.astype(np.float32) / most)
+    if standardisation is None:
+        raise ValueError("numbers need a standardisation")
+    return standardisation.apply(values.astype(np.float32))
+
+
+def positions(rows: Sequence[int], count: int) -> list[int]:
+    """Return rows as a list. Raises IndexError unless each is 0 to count - 1."""
+    if wrong := [row for row in rows if not 0 <= row < count]:
+        raise IndexError(f"row {wrong[0]} of a class with {count} inputs")
+    return list(rows)

@@ -1,0 +1,224 @@
+"""Packed sets: whole or refused, whole or not written, and free until something is drawn."""
+
+import errno
+import json
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from client.data.packed import INDEX, PackedSet, open_packed, write_packed
+from common.errors import SiteDataError
+
+ROWS = {"t": {"c": [2, 2, 4]}, "s": {"b": [5, 0, 3], "a": [1]}}
+"""Neither sites nor classes are in the order of their names."""
+
+
+@pytest.fixture
+def inputs() -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Six inputs [2, 3, 3]; every element of row r is r times 10."""
+    return np.repeat(np.arange(6, dtype=np.uint8) * 10, 18).reshape(6, 2, 3, 3)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]) -> Path:
+    write_packed(tmp_path / "set", inputs, ROWS, {"name": "test"})
+    return tmp_path / "set"
+
+
+def tens(found: torch.Tensor) -> list[int]:
+    return [round(float(one.mean()) * 255) for one in found]
+
+
+def test_what_was_written_is_read(packed: Path) -> None:
+    found = PackedSet(packed)
+    assert found.names == ["s", "t"] and found.shape == (2, 3, 3)
+    assert found.site("s").classes() == ["a", "b"]
+    assert tens(found.site("s").inputs("b", [0, 1, 2])) == [50, 0, 30]
+    assert tens(found.site("s").inputs("a", [0])) == [10]
+    assert tens(found.site("t").inputs("c", [2, 1, 0])) == [40, 20, 20]
+
+
+def test_a_row_of_the_next_class_cannot_be_reached(packed: Path) -> None:
+    with pytest.raises(IndexError):
+        PackedSet(packed).site("s").inputs("b", [3])
+
+
+def test_the_origin_is_on_record(packed: Path) -> None:
+    assert json.loads((packed / INDEX).read_text())["origin"] == {"name": "test"}
+
+
+# ------------------------------------------------------------------------------------------------ damaged
+
+
+def rewrite(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def damage(folder: Path) -> None:
+        index = json.loads((folder / INDEX).read_text())
+        change(index)
+        (folder / INDEX).write_text(json.dumps(index))
+
+    return damage
+
+
+def text(content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / INDEX).write_text(content)
+
+
+def array(name: str, value: Any) -> Callable[[Path], object]:
+    return lambda folder: np.save(folder / name, value)
+
+
+def content(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(data)
+
+
+def cut(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+
+
+def pickled(folder: Path) -> None:
+    np.save(folder / "rows.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    **{f"no {name}": (lambda folder, name=name: (folder / name).unlink()) for name in ("inputs.npy", "rows.npy")},  # type: ignore[misc]
+    "the index is no JSON": text('{"format": 1, "sites":'),
+    "the index is no text": lambda folder: (folder / INDEX).write_bytes(b"\xff\xfe\x00"),
+    "the index is a list": text("[1]"),
+    "the index is a number": text("1"),
+    "the index is empty": text(""),
+    "no format": rewrite(lambda index: index.pop("format")),
+    "another format": rewrite(lambda index: index.update(format=1)),
+    "no sites": rewrite(lambda index: index.pop("sites")),
+    "sites are a list": rewrite(lambda index: index.update(sites=[1])),
+    "a site is a list": rewrite(lambda index: index["sites"].update(s=[1])),
+    "a range is a number": rewrite(lambda index: index["sites"]["s"].update(a=1)),
+    "a range of three": rewrite(lambda index: index["sites"]["s"].update(a=[0, 1, 2])),
+    "a range of text": rewrite(lambda index: index["sites"]["s"].update(a=["0", "1"])),
+    "a range of fractions": rewrite(lambda index: index["sites"]["s"].update(a=[0.0, 1.0])),
+    "an empty range": rewrite(lambda index: index["sites"]["s"].update(a=[1, 1])),
+    "a range backwards": rewrite(lambda index: index["sites"]["s"].update(a=[2, 1])),
+    "a range before the start": rewrite(lambda index: index["sites"]["s"].update(a=[-1, 1])),
+    "a range beyond the end": rewrite(lambda index: index["sites"]["t"].update(c=[4, 8])),
+    "a row beyond the inputs": array("rows.npy", np.array([5, 0, 3, 1, 2, 2, 6])),
+    "a row before the inputs": array("rows.npy", np.array([5, 0, 3, 1, 2, 2, -1])),
+    "rows in int32": array("rows.npy", np.zeros(7, np.int32)),
+    "rows in two dimensions": array("rows.npy", np.zeros((7, 1), np.int64)),
+    "inputs in float32": array("inputs.npy", np.zeros((6, 2, 3, 3), np.float32)),
+    "inputs in three dimensions": array("inputs.npy", np.zeros((6, 3, 3), np.uint8)),
+    "no inputs at all": array("inputs.npy", np.zeros((0, 2, 3, 3), np.uint8)),
+    "inputs cut off": cut("inputs.npy"),
+    "rows cut off": cut("rows.npy"),
+    "empty inputs file": content("inputs.npy", b""),
+    "empty rows file": content("rows.npy", b""),
+    "inputs are text": content("inputs.npy", b"not an array"),
+    "inputs are pickled objects": content("inputs.npy", b"\x80\x04K\x01."),
+    "rows are pickled objects": pickled,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_set_is_refused_when_it_is_opened_with_what_to_do(packed: Path, damage: str) -> None:
+    DAMAGE[damage](packed)
+    with pytest.raises(SiteDataError) as raised:
+        PackedSet(packed)
+    assert str(packed) in str(raised.value) and "make it again" in str(raised.value)
+
+
+def test_a_missing_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SiteDataError, match="missing a file"):
+        PackedSet(tmp_path / "nowhere")
+
+
+def test_a_set_that_could_not_be_opened_is_looked_at_again(packed: Path) -> None:
+    (packed / "rows.npy").rename(packed / "away.npy")
+    with pytest.raises(SiteDataError):
+        open_packed(packed)
+    (packed / "away.npy").rename(packed / "rows.npy")
+    assert open_packed(packed).names == ["s", "t"]
+
+
+# --------------------------------------------------------------------------------------------------- cost
+
+
+def test_a_thousand_sites_cost_their_index_only(tmp_path: Path) -> None:
+    count, sites = 40_000, 1000
+    rows = {f"site-{s}": {f"c{c}": range(40 * s + 8 * c, 40 * s + 8 * c + 8) for c in range(5)} for s in range(sites)}
+    values = np.zeros((count, 1, 28, 28), np.uint8)
+    write_packed(tmp_path / "set", values, rows, {})
+    size = values.nbytes
+    del values
+    tracemalloc.start()
+    try:
+        opened = PackedSet(tmp_path / "set")
+        found = [opened.site(name) for name in opened.names]
+        _, peak = tracemalloc.get_traced_memory()
+        drawn = found[-1].inputs("c0", [0, 7])
+    finally:
+        tracemalloc.stop()
+    assert len(found) == sites and drawn.shape == (2, 1, 28, 28)
+    assert peak < size / 4, f"{peak} bytes were used to open a set of {size}"
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def disk_full_at(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    real = np.save
+
+    def save(file: Any, *args: Any, **kwargs: Any) -> None:
+        if Path(file).name == failing:
+            Path(file).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, *args, **kwargs)
+
+    monkeypatch.setattr(np, "save", save)
+
+
+@pytest.mark.parametrize("failing", ["inputs.npy", "rows.npy"])
+def test_a_set_that_could_not_be_written_is_not_there_at_all(
+    tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    disk_full_at(monkeypatch, failing)
+    with pytest.raises(OSError, match="No space"):
+        write_packed(tmp_path / "data" / "set", inputs, ROWS, {})
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_after_a_failed_write_the_same_process_can_try_again(
+    tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        disk_full_at(full, "rows.npy")
+        with pytest.raises(OSError, match="No space"):
+            write_packed(tmp_path / "set", inputs, ROWS, {})
+    write_packed(tmp_path / "set", inputs, ROWS, {})
+    assert PackedSet(tmp_path / "set").names == ["s", "t"]
+
+
+def test_writing_leaves_nothing_beside_the_set(packed: Path) -> None:
+    assert list(packed.parent.iterdir()) == [packed]
+    assert sorted(file.name for file in packed.iterdir()) == ["inputs.npy", "rows.npy", INDEX]
+
+
+def test_a_whole_set_that_is_there_already_is_left_as_it_is(
+    packed: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
+    write_packed(packed, inputs, {"other": {"a": [0]}}, {})
+    assert PackedSet(packed).names == ["s", "t"] and list(packed.parent.iterdir()) == [packed]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no permission bits")
+def test_other_users_may_read_a_set(packed: Path) -> None:
+    assert packed.stat().st_mode & 0o055 == 0o055
+    assert all(file.stat().st_mode & 0o044 == 0o044 for file in packed.iterdir())
+
+
+def test_rows_may_be_any_whole_numbers(tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    write_packed(tmp_path / "set", inputs, {"s": {"a": np.array([4, 1], np.int16)}}, {})  # type: ignore[dict-item]
+    assert tens(PackedSet(tmp_path / "set").site("s").inputs("a", [0, 1])) == [40, 10]
