@@ -33,7 +33,7 @@ def _numbers(classes: Sequence[Sequence[str]]) -> list[list[list[float]]]:
     present = [[text for text in texts if text] for texts in classes]
     try:
         return [[[float(text)] for text in texts] for texts in present]
-    except KeyError:
+    except ValueError:
         values = sorted({text for texts in present for text in texts})
         return [[[float(text == value) for value in values] for text in texts] for texts in present]
 
