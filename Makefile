@@ -33,7 +33,7 @@ types: $(VENV)/.ready-to-test
 federations: $(VENV)/.ready-to-run
 	set -e; for name in $(FEDERATIONS); do \
 		for seed in $(SEEDS); do \
-			$(BIN)/fedreptile-sim run $$name --out runs/$$name-$$seed --set run.seed=$$seed $(RUN_ARGS); \
+			$(BIN)/fedreptile-sim run $$name --out runs/$$name-$$seed --set run.seed=$$seed --set sites.seed=$$seed $(RUN_ARGS); \
 		done; \
 		$(BIN)/fedreptile-sim compare $(foreach seed,$(SEEDS),runs/$$name-$(seed)) --out runs/$$name.html --markdown; \
 	done

@@ -3,28 +3,24 @@
 import logging
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
-from os import cpu_count
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from client.data.sites import site_names
 from common.checkpoint import NAME, read_checkpoint, write_atomically
 from common.cli import run_cli
 from common.errors import SettingsError
-from common.learning.params import Params
-from common.settings import Settings, Value, parse_assignments
+from common.settings import Value, parse_assignments
 from simulations.engine import ENGINES
 from simulations.federation import READY, Dealt, Federation, deal, read_federation
-from simulations.judging.alone import Alone, train_alone
-from simulations.judging.evaluate import Evaluation, JudgedSites, Protocol, evaluate, open_judged, parse_protocol
+from simulations.judging.evaluate import Evaluation, evaluate, open_judged, parse_protocol
+from simulations.judging.workers import judge_run
 from simulations.progress import shown
 from simulations.report.compare import as_markdown, compare, comparison_tables, write_comparison
 from simulations.report.page import write_report
@@ -111,8 +107,10 @@ def evaluate_command(
     judging = parse_protocol(protocol, query, episodes)
     read_with = found.settings.with_values(changes).data
     sites = open_judged(data.resolve(), read_with, train.resolve() if train else None)
-    with _counting(judging) as counting:
-        result = evaluate(found, sites, data.resolve().name, judging, changes=changes, done=counting.done)
+    with _Bar() as bar:
+        result = evaluate(
+            found, sites, data.resolve().name, judging, changes=changes, done=lambda n: bar.show("judging", n, episodes)
+        )
     result.write(checkpoint if checkpoint.is_dir() else checkpoint.parent)
     console.print(_table([result]))
 
@@ -188,34 +186,13 @@ def _dealt(described: Federation, mirror: Path | None) -> tuple[Federation, Deal
 
 
 def _judge_all(folder: Path, described: Federation, dealt: Dealt, judge: Path, tracker: Tracker) -> None:
-    found = read_checkpoint(folder)
-    sites = open_judged(judge, found.settings.data, dealt.train)
     judging = described.described.judging
-    alone = (
-        Alone(_all_alone(sites, dealt.train, found.settings, folder), judging.alone_steps) if judging.alone else None
-    )
-    results = []
-    for protocol in described.described.protocols:
-        with _counting(protocol) as counting:
-            results.append(evaluate(found, sites, described.name, protocol, alone, done=counting.done))
-        results[-1].write(folder)
-        tracker.judged(results[-1])
+    steps = judging.alone_steps if judging.alone else 0
+    with _Bar() as bar:
+        results = judge_run(folder, described.name, dealt.train, judge, described.described.protocols, steps, bar.show)
+    for result in results:
+        tracker.judged(result)
     console.print(_table(results))
-
-
-def _all_alone(sites: JudgedSites, train: Path, settings: Settings, run: Path) -> dict[str, Params]:
-    """Train every judged site that took part in training on its own, one process a core."""
-    names = sorted(sites.known)
-    with (
-        _Bar("training each site alone", len(names)) as bar,
-        ProcessPoolExecutor(min(len(names), cpu_count() or 1) or 1, get_context("spawn")) as pool,
-    ):
-        waiting = {name: pool.submit(train_alone, name, train, settings, run) for name in names}
-        found = {}
-        for count, (name, future) in enumerate(waiting.items(), 1):
-            found[name] = future.result()
-            bar.done(count)
-    return found
 
 
 def _table(results: list[Evaluation]) -> Table:
@@ -242,16 +219,14 @@ def _table(results: list[Evaluation]) -> Table:
 
 
 class _Bar(Progress):
-    """A bar that counts to a total."""
+    """A bar that counts to a total, and then another."""
 
-    def __init__(self, what: str, total: int) -> None:
+    def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self.add_task(what, total=total)
+        self._bars: dict[str, TaskID] = {}
 
-    def done(self, count: int) -> None:
-        self.update(self._task, completed=count)
-
-
-def _counting(protocol: Protocol) -> _Bar:
-    return _Bar(f"judging {protocol.name}", protocol.episodes)
+    def show(self, what: str, done: int, total: int) -> None:
+        if what not in self._bars:
+            self._bars[what] = self.add_task(what, total=total)
+        self.update(self._bars[what], completed=done)

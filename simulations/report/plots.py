@@ -160,7 +160,8 @@ def calibration_plot(found: Evaluation) -> Markup:
         figure.legend(loc="outside right upper", markerscale=0.7)
         return _svg(
             figure,
-            f"Reliability diagram of {found.protocol.name}: right answers against confidence of {sum(b[0] for b in found.after.bins)} answers. "
+            f"Reliability diagram of {found.protocol.name}: right answers against confidence of "
+            f"{sum(count for count, _, _ in found.after.bins)} answers. "
             f"Calibration error {found.before.ece:.1%} before and {found.after.ece:.1%} after adaptation.",
         )
 

@@ -193,7 +193,7 @@ class MLflow:
             found = self._found(place, run) or self._new(place, run, settings)
             self._id = found.info.run_id
             self._judged = dict(found.data.metrics)
-            self.last_round = 0
+            self.last_round = self._last_step("round/seconds")
             self._client.update_run(self._id, status="RUNNING")
         except MlflowException as error:
             raise SettingsError(f"MLflow at {uri!r} cannot be used: {error}") from error
