@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from client.data.indexed import IndexedData, Numbers
-from client.data.table import decoded
+from client.data.indexed import IndexedData, Numbers, Standardisation
+from client.data.table import decoded, numeric_places
 from common.columns import parse_columns
 from common.learning.episode import SiteData
 from common.settings import DataSettings
@@ -44,7 +45,19 @@ def samples_of(site: SiteData, data: DataSettings) -> Callable[[Tensor], list[Sa
     if not (isinstance(site, IndexedData) and site.standardisation):
         return lambda inputs: [Sample(values=decoded(columns, row)) for row in inputs.numpy()]
     own = site.standardisation
-    return lambda inputs: [Sample(values=decoded(columns, row)) for row in own.undo(inputs)]
+    return lambda inputs: [
+        Sample(values=decoded(columns, row)) for row in _as_read(inputs, own, numeric_places(columns))
+    ]
+
+
+def _as_read(inputs: Tensor, own: Standardisation, numeric: NDArray[np.bool_]) -> Numbers:
+    """Return standardised rows [n, F] as they were read; a number that is exactly the site's mean was missing.
+
+    But for numbers that never vary at the site, which all are its mean.
+    """
+    values = own.undo(inputs)
+    values[(inputs.numpy() == 0) & numeric & (own.deviation != 1)] = np.nan
+    return values
 
 
 def _picture(image: Tensor, channels: int) -> str:

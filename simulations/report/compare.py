@@ -24,7 +24,7 @@ MOST_ROWS = 200
 WAYS = ("scratch", "alone", "before", "after")
 WAY_NAMES = {"scratch": "from scratch", "alone": "alone", "before": "before", "after": "after"}
 SHORT_NAMES = {"scratch": "scratch", "alone": "alone", "before": "before", "after": "adapted"}
-IGNORED = (MAY_CHANGE - {"data.sites"}) | {"run.seed"}
+IGNORED = (MAY_CHANGE - {"data.sites"}) | {"run.seed", "sites.seed"}
 """Settings that may differ between runs of one group."""
 
 

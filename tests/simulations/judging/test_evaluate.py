@@ -116,12 +116,15 @@ def test_a_table_is_shown_in_its_own_units_and_a_picture_as_a_picture(digit_site
     assert column_names(data) == ("age", "cp", "chol")
     first = samples_of(site, data)(site.inputs("0", [0]))[0]
     assert (first.png, first.values) == ("", ["63", "1", "233"])
+    hungary = open_site_data(hospitals, "hungarian", data)  # where 23 patients have no number for chol
+    shown = samples_of(hungary, data)(hungary.inputs("0", range(hungary.count("0"))))
+    assert 0 < sum(sample.values[2] == "" for sample in shown) <= 23 and all(sample.values[0] for sample in shown)
 
     pictures = DataSettings(size=8)
     digits = open_site_data(digit_sites, "site-0", pictures)
     assert column_names(pictures) == ()
-    shown = samples_of(digits, pictures)(digits.inputs("3", [0, 1]))
-    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[1].png))))
+    seen = samples_of(digits, pictures)(digits.inputs("3", [0, 1]))
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(seen[1].png))))
     np.testing.assert_allclose(image / 255, digits.inputs("3", [1])[0, 0], atol=1e-6)
 
 
