@@ -153,7 +153,8 @@ def test_a_federation_of_ones_own_is_written_in_one_file(tmp_path: Path) -> None
     mirror_or_skip()
     file = tmp_path / "tiles.toml"
     file.write_text(
-        '[federation]\nset = "magnetic_tile"\n[sites]\nby = "attribute"\nattribute = "exposure"\nselect = "exposure=[1-6]"\ngroup = "tile_group"\n'
+        '[federation]\nset = "magnetic_tile"\n[sites]\nby = "attribute"\nattribute = "exposure"\n'
+        'select = "exposure=[1-6]"\ngroup = "tile_group"\n'
         'held-back = 0.3\n[judging]\nprotocols = "3-way 2-shot"\nepisodes = 8\nalone-steps = 2\n'
         '[data]\nsize = 32\nbeside = "mask"\n[model]\nwidth = 8\n[run]\nrounds = 3\n'
     )
