@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 import client
 from client.cli import app
 from client.model import read_model
 from common.checkpoint import RunState, read_checkpoint, write_checkpoint
-from common.errors import FedreptileError
 from common.learning.threads import threads
 from common.plan import plan_for
 from common.settings import Settings, Value
 from tests.client.small import settings_with
+from tests.commands import commands_of
 from tests.mirror import mirror_or_skip
 
 ROOT = Path(str(client.__file__)).parents[1]
@@ -135,18 +134,7 @@ def test_a_wrong_word_on_the_command_line_is_exit_code_2(work: Path) -> None:
 # --------------------------------------------------------------- the same commands within this process, for speed
 
 
-def invoke(*words: object) -> str:
-    """Run a command that must end well, and return what it showed."""
-    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [str(word) for word in words])
-    if result.exception:
-        raise result.exception
-    return result.stdout
-
-
-def refused(*words: object) -> str:
-    with pytest.raises(FedreptileError) as raised:
-        invoke(*words)
-    return str(raised.value)
+invoke, refused = commands_of(app)
 
 
 def test_names_with_brackets_and_colons_are_shown_as_they_are(tmp_path: Path) -> None:

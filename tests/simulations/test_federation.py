@@ -6,30 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from client.data.packed import INDEX, open_packed
 from client.data.sites import open_site_data, site_names
-from common.errors import FedreptileError, SettingsError
+from common.errors import SettingsError
 from common.paths import sites_home
 from common.settings import flatten
 from simulations.cli import app
 from simulations.federation import READY, deal, read_federation
+from tests.commands import commands_of
 from tests.mirror import mirror_or_skip
 
-
-def invoke(*words: object) -> str:
-    """Run a command that must end well, and return what it showed."""
-    result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [str(word) for word in words])
-    if result.exception:
-        raise result.exception
-    return result.stdout
-
-
-def refused(*words: object) -> str:
-    with pytest.raises(FedreptileError) as raised:
-        invoke(*words)
-    return str(raised.value)
+invoke, refused = commands_of(app)
 
 
 def test_five_federations_and_one_for_machines_without_network_are_ready() -> None:

@@ -29,23 +29,28 @@ Bits = NDArray[np.uint8]
 
 def _read(files: Files, data: DataSettings) -> Pool:
     """Read the crops; with data.beside = "template" each with the template's crop as a channel of its own."""
-    tests, templates, labels, lines = _packed(files) if files.packed else _cut(files)
+    tests, templates, labels, lines, pictures = _packed(files) if files.packed else _cut(files)
     pixels = from_arrays((crop * np.uint8(255) for crop in tests), data)
     if data.beside:
         grey = DataSettings(size=data.size, bits=data.bits)
         pixels = np.concatenate([pixels, from_arrays((crop * np.uint8(255) for crop in templates), grey)], axis=1)
-    return Pool(pixels, tuple(CLASSES[label - 1] for label in labels), {"line": tuple(lines)})
+    return Pool(pixels, tuple(CLASSES[label - 1] for label in labels), {"line": tuple(lines), "picture": tuple(pictures)})
 
 
-def _packed(files: Files) -> tuple[Bits, Bits, Sequence[int], Sequence[str]]:
+Crops = tuple[Bits, Bits, Sequence[int], Sequence[str], Sequence[str]]
+"""Test crops, template crops, labels, lines and pictures; crops of one picture may overlap."""
+
+
+def _packed(files: Files) -> Crops:
     (entry,) = files.entries
-    arrays = load_arrays(files.read(entry), str(files.where(entry)), "test", "template", "label", "group")
+    arrays = load_arrays(files.read(entry), str(files.where(entry)), "test", "template", "label", "group", "image")
     tests, templates = (np.unpackbits(arrays[key], axis=1).reshape(-1, CROP, CROP) for key in ("test", "template"))
-    return tests, templates, arrays["label"].tolist(), [f"{group:05d}" for group in arrays["group"]]
+    lines, pictures = [f"{group:05d}" for group in arrays["group"]], [f"{image:08d}" for image in arrays["image"]]
+    return tests, templates, arrays["label"].tolist(), lines, pictures
 
 
-def _cut(files: Files) -> tuple[Bits, Bits, Sequence[int], Sequence[str]]:
-    tests, templates, labels, lines = [], [], [], []
+def _cut(files: Files) -> Crops:
+    tests, templates, labels, lines, pictures = [], [], [], [], []
     at = {entry.names.name: entry for entry in files.entries}
     for entry in files.entries:
         if entry.names.suffix != ".txt":
@@ -56,7 +61,8 @@ def _cut(files: Files) -> tuple[Bits, Bits, Sequence[int], Sequence[str]]:
             templates.append(crop(template, box))
             labels.append(label)
             lines.append(entry.names.parent.name.removesuffix("_not"))
-    return np.stack(tests), np.stack(templates), labels, lines
+            pictures.append(entry.names.stem)
+    return np.stack(tests), np.stack(templates), labels, lines, pictures
 
 
 def crop(board: Bits, box: Sequence[int]) -> Bits:
