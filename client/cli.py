@@ -60,7 +60,10 @@ def columns(
     label: Label = "label",
 ) -> None:
     """Show the columns of tables, where they differ, and propose the line for data.columns."""
-    print_columns({path.stem: read_table(path, label) for path in tables}, label, console)
+    named = {path.stem: path for path in tables}
+    if len(named) < len(tables):
+        named = {str(path): path for path in tables}
+    print_columns({name: read_table(path, label) for name, path in named.items()}, label, console)
 
 
 @app.command()
@@ -109,7 +112,7 @@ def main() -> None:
 
 def _open(path: Path, data: DataSettings, cache: str) -> IndexedData:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        reading = bar.add_task("reading pictures", total=None)
+        reading = bar.add_task("reading", total=None)
         return open_own(
             path.resolve(),
             data,

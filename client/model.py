@@ -61,7 +61,9 @@ class SiteModel:
             tensors["standardisation/deviation"] = torch.from_numpy(self.standardisation.deviation)
         described = {"classes": self.classes, "settings": flatten(self.settings)}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        write_atomically(path, save(contiguous, metadata={"site-model": FORMAT, "fedreptile": json.dumps(described)}))
+        write_atomically(
+            path, save(contiguous, metadata={"site-model": FORMAT, "fedreptile": json.dumps(described)}), 0o600
+        )
 
 
 def read_model(path: Path) -> SiteModel:

@@ -80,8 +80,11 @@ def write_checkpoint(path: Path, state: RunState, settings: Settings) -> None:
     write_atomically(path, data)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Write a file so that at every moment either the old content or the new one is there.
+
+    Args:
+        mode: who may read it, before the process's umask; 0o600 keeps it to its owner (not on Windows).
 
     Raises:
         CheckpointError: if it cannot be written; nothing is left behind.
@@ -89,7 +92,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("wb") as file:
+        with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ pyproject.toml, in a TOML file and in ``--set key=value``. Values are bool, int,
 because that is what a Flower run config can hold.
 """
 
+import codecs
 import dataclasses
 import difflib
 import fnmatch
@@ -63,7 +64,7 @@ class DataSettings:
     beside: str = setting(
         "",
         "image: what lies beside each picture and adds a grey channel, spaces between: file patterns from the "
-        "picture's folder ('{stem}_template.png ../../masks/{class}/{stem}.png'), or arrays of an .npz file",
+        "picture's folder ('{stem}_template.png ../masks/{class}/{stem}.png'), or arrays of an .npz file",
     )
     label: str = setting("label", "the column of a table, or array of an .npz file, that names the class")
     inputs: str = setting("inputs", "the array of an .npz file that holds the inputs")
@@ -233,6 +234,8 @@ class Settings(Sections):
                 f"model.network is {self.model.network!r}; it must be 'omniglot' (images), 'mlp' (vectors and tables) "
                 "or 'module:function' naming a function that is installed at every site"
             )
+        if self.model.network == "mlp" and min(self.inner.batch_size, self.adaptation.batch_size) < 2:
+            raise SettingsError("inner.batch-size is 1, of which 'mlp' cannot take statistics; it must be at least 2")
         layer_step_size(self.outer.layer_step_sizes, "")
 
     def _check_data(self) -> None:
@@ -242,8 +245,15 @@ class Settings(Sections):
                 "data.kind is 'table' but data.columns is empty; name the columns that are inputs, such as "
                 "data.columns = 'age, sex=0|1' ('fedreptile-site columns' proposes a line)"
             )
+        if data.kind == "table" and data.label in (column.name for column in parse_columns(data.columns)):
+            raise SettingsError(
+                f"data.columns names {data.label!r}, which is the class (data.label); take it out of the inputs"
+            )
         if data.kind == "image":
             return
+        unused = {"channels": 1, "bits": 8, "white": 0.0, "invert": False}
+        if idle := [name for name, default in unused.items() if getattr(data, name) != default]:
+            raise SettingsError(f"data.{idle[0]} is set, which is for images, but data.kind is {data.kind!r}; leave it")
         for key, on in (
             ("data.rotated-classes", data.rotated_classes),
             ("data.beside", bool(data.beside)),
@@ -290,7 +300,9 @@ def read_toml(path: Path) -> dict[str, Value]:
         SettingsError: if the file cannot be read or is not TOML of one level of sections.
     """
     try:
-        return parse_toml(path.read_text(encoding="utf-8"), str(path))
+        content = path.read_bytes()
+        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as PowerShell writes with ">"
+        return parse_toml(content.decode("utf-16" if utf16 else "utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"settings file {path} cannot be read: {error}") from error
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from client.data.sites import site_names
 from common.checkpoint import NAME, read_checkpoint, write_atomically
 from common.cli import run_cli
-from common.errors import SettingsError
-from common.settings import Value, parse_assignments
+from common.errors import CheckpointError, SettingsError
+from common.settings import Value, flatten, parse_assignments
 from simulations.engine import ENGINES
 from simulations.federation import READY, Dealt, Federation, deal, read_federation
 from simulations.judging.evaluate import Evaluation, evaluate, open_judged, parse_protocol
@@ -61,12 +61,18 @@ def run(
     """
     if engine not in ENGINES:
         raise SettingsError(f"unknown engine {engine!r}; choose {' or '.join(ENGINES)}")
+    _check_assignments(assignments, data)
     described = read_federation(federation or ("" if data else MAIN_JOB), assignments)
-    described, dealt = (_own(described, data), Dealt(data.resolve(), None)) if data else _dealt(described, data_mirror)
+    if data:
+        described, dealt = _own(described, data), Dealt(data.resolve(), None)
+    else:
+        _check_dealt(described)
+        described, dealt = _dealt(described, data_mirror, assignments)
     nodes = len(site_names(dealt.train))
     folder = (out or Path("runs") / described.name).resolve()
     fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(dealt.train), "outer.join-sites": nodes}
     described = described.with_values(fixed)
+    _begin(folder, described, dealt)
     settings = described.settings
     console.print(f"{nodes} sites from {dealt.train}; {settings.run.rounds} rounds into {folder}")
     node_config = {f"site-{key}": value for key, value in parse_assignments(site).items()}
@@ -78,11 +84,11 @@ def run(
         except KeyboardInterrupt:
             console.print(f"interrupted; the same command goes on from {folder / NAME}")
             raise
-        if not data:
-            write_atomically(folder / DESCRIPTION, described.as_toml().encode())
         console.print(f"trained in {time.monotonic() - began:.0f} s")
         if dealt.judge and described.described.judging.episodes:
             _judge_all(folder, described, dealt, dealt.judge, tracker)
+        else:
+            console.print("not judged: nothing is held out or back (sites.held-out, sites.held-back), or no episodes")
         page = write_report(folder)
         tracker.page(page)
     console.print(f"report: {page}")
@@ -155,7 +161,58 @@ def _own(described: Federation, data: Path) -> Federation:
         raise SettingsError(
             f"federation.set is {described.described.federation.set!r} and --data {data} is given; leave one away"
         )
-    return replace(described, name=data.resolve().stem)
+    path = data.resolve()
+    return replace(described, name=path.stem if path.is_file() else path.name)
+
+
+FIXED = {"run.dir": "--out", "data.sites": "--data", "outer.join-sites": "nothing: all sites take part"}
+"""Settings that the command decides, and what to give instead."""
+
+
+def _check_assignments(assignments: list[str], data: Path | None) -> None:
+    """Raises SettingsError for a setting that would be overwritten, or would do nothing beside --data."""
+    for key in parse_assignments(assignments):
+        if key in FIXED:
+            raise SettingsError(f"--set {key} is decided by the command; give {FIXED[key]}")
+        if data and key.partition(".")[0] in ("federation", "sites", "judging"):
+            raise SettingsError(
+                f"--set {key} is for data sets that are dealt to sites, but --data {data} holds sites as they are; "
+                "leave one away"
+            )
+
+
+def _check_dealt(described: Federation) -> None:
+    """Raises SettingsError for what a federation that is dealt cannot do; before anything is trained."""
+    settings = described.settings
+    if settings.judge.held_out:
+        raise SettingsError(
+            "judge.held-out is for sites of your own (--data); here name what never trains in [sites], such as "
+            f"sites.held-out-number = {settings.judge.held_out}"
+        )
+    if settings.model.head == "linear" and (
+        wide := [each.name for each in described.described.protocols if each.way > settings.episode.way]
+    ):
+        raise SettingsError(
+            f"judging.protocols has {wide[0]!r}, but the linear head is trained with episode.way = "
+            f"{settings.episode.way}; judge by as many ways, or use the prototype head"
+        )
+
+
+def _begin(folder: Path, described: Federation, dealt: Dealt) -> None:
+    """Write down in the run's folder what it runs. Raises CheckpointError if it holds a run on other sites."""
+    file, checkpoint = folder / DESCRIPTION, folder / NAME
+    if file.exists():
+        before = read_federation(str(file)).dealing
+        changed = [key for key, value in described.dealing.items() if before.get(key) != value]
+        if changed and checkpoint.exists():
+            raise CheckpointError(
+                f"{folder} holds a run of another deal ({changed[0]} = {before.get(changed[0])!r}, now "
+                f"{described.dealing[changed[0]]!r}); choose another --out"
+            )
+    elif checkpoint.exists() and (sites := read_checkpoint(folder).settings.data.sites) != str(dealt.train):
+        raise CheckpointError(f"{folder} holds a run on {sites}, now {dealt.train}; choose another --out")
+    if described.described.federation.set:
+        write_atomically(file, described.as_toml().encode())
 
 
 def _trackers(words: list[str]) -> dict[str, str]:
@@ -165,7 +222,7 @@ def _trackers(words: list[str]) -> dict[str, str]:
     return given
 
 
-def _dealt(described: Federation, mirror: Path | None) -> tuple[Federation, Dealt]:
+def _dealt(described: Federation, mirror: Path | None, assignments: list[str]) -> tuple[Federation, Dealt]:
     """Deal a data set to sites; where nothing can be reached, scikit-learn's digits instead of the main job's, said so.
 
     A source that was reached and has a wrong sum is an error, not a reason to fall back.
@@ -177,22 +234,38 @@ def _dealt(described: Federation, mirror: Path | None) -> tuple[Federation, Deal
             raise
         log.warning("%s", error)
         log.warning("using scikit-learn's handwritten digits instead of omniglot: other data, other figures")
-        kept: dict[str, Value] = {
-            "run.rounds": described.settings.run.rounds,
-            "judging.episodes": described.described.judging.episodes,
-        }
-        other = read_federation(WITHOUT_NETWORK).with_values(kept)
+        other = read_federation(WITHOUT_NETWORK, assignments)
         return other, deal(other)
 
 
 def _judge_all(folder: Path, described: Federation, dealt: Dealt, judge: Path, tracker: Tracker) -> None:
-    judging = described.described.judging
+    judging, settings = described.described.judging, described.settings
     steps = judging.alone_steps if judging.alone else 0
-    with _Bar() as bar:
-        results = judge_run(folder, described.name, dealt.train, judge, described.described.protocols, steps, bar.show)
+    if steps and (unlike := [key for key, value in flatten(settings).items() if key in PLAIN and value != PLAIN[key]]):
+        console.print(f"without what sites reach alone, which is plain Reptile with SGD, since {unlike[0]} is set")
+        steps = 0
+    for stale in folder.glob(f"judged-{described.name}-*.json"):
+        stale.unlink()
+    try:
+        with _Bar() as bar:
+            protocols = described.described.protocols
+            results = judge_run(folder, described.name, dealt.train, judge, protocols, steps, bar.show)
+    except KeyboardInterrupt:
+        console.print("interrupted; the run is trained, and the same command judges it again")
+        raise
     for result in results:
         tracker.judged(result)
     console.print(_table(results))
+
+
+PLAIN: dict[str, Value] = {
+    "model.initial": "",
+    "inner.optimizer": "sgd",
+    "outer.optimizer": "plain",
+    "outer.layer-step-sizes": "",
+    "outer.average": 0.0,
+}
+"""What training a site alone, by the reference, can do of what a federation can."""
 
 
 def _table(results: list[Evaluation]) -> Table:

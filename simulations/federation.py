@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from client.data.packed import INDEX
-from common.errors import SettingsError
+from common.errors import SettingsError, SourceError
 from common.paths import sites_home
 from common.settings import (
     Sections,
@@ -27,6 +27,7 @@ from common.settings import (
 )
 from simulations.judging.evaluate import Protocol, parse_protocol
 from simulations.partition import PartitionSettings, partition, write_partition
+from simulations.sources.catalogue import CATALOGUE
 from simulations.sources.download import Progress, quiet
 from simulations.sources.pool import open_pool
 from simulations.sources.prepare import prepare
@@ -112,6 +113,8 @@ class Dealt:
 def read_federation(source: str, assignments: Iterable[str] = ()) -> Federation:
     """Read a federation that comes with the project, by its name, or a TOML file, by its path; '' has the defaults.
 
+    What the file does not say of ``[data]`` is as its data set is usually read.
+
     Raises:
         SettingsError: if there is none of that name, or a key or value is not valid.
     """
@@ -121,8 +124,10 @@ def read_federation(source: str, assignments: Iterable[str] = ()) -> Federation:
         raise SettingsError(f"there is no file {source}; give a TOML file, or one of {', '.join(READY)}")
     else:
         values, name = (read_toml(Path(source)), Path(source).stem) if source else ({}, "own")
+    given = {**values, **parse_assignments(assignments)}
+    chosen = CATALOGUE.get(str(given.get("federation.set", "")))
     empty = Federation(name, Description(), Settings().with_values({"run.checkpoint-seconds": 10.0}))
-    return empty.with_values({**values, **parse_assignments(assignments)})
+    return empty.with_values({**(chosen.data if chosen else {}), **given})
 
 
 def deal(federation: Federation, mirror: Path | None = None, progress: Progress = quiet) -> Dealt:
@@ -132,6 +137,8 @@ def deal(federation: Federation, mirror: Path | None = None, progress: Progress 
         SourceError: if the data set is unknown or cannot be had.
         SettingsError: if it cannot be dealt like that.
     """
+    if not federation.described.federation.set:
+        raise SettingsError("federation.set is empty; name a data set of the catalogue, or give sites with --data")
     pool_folder = prepare(federation.described.federation.set, federation.settings.data, mirror, progress)
     dealing, name = federation.dealing, federation.name
     if not (name in READY and dealing == read_federation(name).dealing):
@@ -143,6 +150,8 @@ def deal(federation: Federation, mirror: Path | None = None, progress: Progress 
         write_partition(
             folder, pool_folder, partition(pool.classes, pool.attributes, federation.described.sites), dealing
         )
+        if not _is_dealt(folder, dealing):
+            raise SourceError(f"{folder} holds another deal, which is in use; end that run, or remove the folder")
     judge = folder / "judge"
     return Dealt(folder / "train", judge if judge.exists() else None)
 

@@ -148,11 +148,6 @@ def _deal(rows: Sequence[int], units: Sequence[Sequence[int]], table: Table, set
     """Return all selected rows by site and class; a site may have none."""
     if settings.by == "attribute":
         return _gathered(zip(rows, _natural_sites(rows, table, settings.attribute), strict=True), table[CLASS])
-    if settings.attribute:
-        raise SettingsError(
-            f"sites.attribute is {settings.attribute!r} but sites.by is {settings.by!r}; "
-            "set sites.by = 'attribute' or leave sites.attribute empty"
-        )
     classes = [Counter(table[CLASS][row] for row in unit).most_common(1)[0][0] for unit in units]
     dealers = {"iid": _iid, "class": _by_class, "dirichlet": _dirichlet}
     width = max(2, len(str(settings.number)))

@@ -1,1 +1,1 @@
-"""What a site has: folders of images and packed sets, both behind ``common.learning.episode.SiteData``."""
+"""What a site has: folders of pictures, tables, arrays and packed sets, all behind one contract (``SiteData``)."""

@@ -1,6 +1,7 @@
 """A site's arrays: an .npz file with the inputs, and the class of each."""
 
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ from common.errors import SiteDataError
 from common.settings import DataSettings
 
 Arrays = dict[str, NDArray[Any]]
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy and zipfile raise for a file that is no archive, is damaged, or holds Python objects."""
 
 
 def open_arrays(path: Path, data: DataSettings) -> IndexedData:
@@ -27,22 +40,25 @@ def open_arrays(path: Path, data: DataSettings) -> IndexedData:
     """
     arrays = _read(path, [data.inputs, data.label, *data.beside.split()])
     labels = arrays[data.label]
-    if labels.ndim != 1 or labels.dtype.kind not in "iuUSb" or len(labels) != len(arrays[data.inputs]):
+    if labels.ndim != 1 or labels.dtype.kind not in "iuUSb" or labels.shape != arrays[data.inputs].shape[:1]:
         raise SiteDataError(
             f"{path}: array {data.label!r} is {labels.dtype} {list(labels.shape)}; expected text or whole numbers, "
-            f"one for each of the {len(arrays[data.inputs])} inputs"
+            f"one for each of the inputs {list(arrays[data.inputs].shape)}"
         )
     inputs, wrong = _inputs(path, arrays, data)
-    names = [label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()]
     rows: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        if number not in wrong:
+    for number, label in enumerate(labels.tolist()):
+        name = (label.decode("utf-8", "replace") if isinstance(label, bytes) else str(label)).strip()
+        if not name:
+            wrong.setdefault(number, f"no class in array {data.label!r}")
+        elif number not in wrong:
             rows.setdefault(name, []).append(number)
     if not rows:
-        raise SiteDataError(f"{path} has {len(inputs)} inputs, none usable" + "".join(f": {r}" for r in wrong.values()))
+        first = f" (the first: {next(iter(wrong.values()))})" if wrong else ""
+        raise SiteDataError(f"{path} has {len(inputs)} inputs, none usable{first}")
     index = {name: np.array(members, dtype=np.int64) for name, members in rows.items()}
     skipped = [Skipped(f"{path} input {number}", reason) for number, reason in wrong.items()]
-    if inputs.dtype != np.float32:
+    if data.kind == "image":
         return IndexedData(inputs, index, skipped=skipped)
     usable = np.sort(np.concatenate(list(index.values())))
     standardisation = Standardisation.of(inputs[usable], np.ones(inputs.shape[1], bool))
@@ -70,9 +86,10 @@ def _read(path: Path, names: list[str]) -> Arrays:
                     "data.label or data.beside to the names that are there"
                 )
             return {name: opened[name] for name in names}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise SiteDataError(
-            f"{path} is not an .npz file that can be read: {error}; write it with numpy.savez"
+            f"{path} is not an .npz file that can be read: {error}; write it with numpy.savez, "
+            "text as numpy's own type (.astype(str))"
         ) from error
 
 
@@ -85,7 +102,9 @@ def _inputs(path: Path, arrays: Arrays, data: DataSettings) -> tuple[Pixels | Nu
                 f"{path}: array {data.inputs!r} is {found.dtype} {list(found.shape)}; expected numbers "
                 f"[N, {data.size}], as long as data.size says"
             )
-        return found.astype(np.float32), {}
+        numbers = found.astype(np.float64)
+        endless = np.flatnonzero(np.isinf(numbers).any(1)).tolist()
+        return numbers, dict.fromkeys(endless, "not all of its numbers are finite")
     pictures = [_channels_last(path, data.inputs, found, data.channels)]
     pictures += [_channels_last(path, name, arrays[name], 1) for name in data.beside.split()]
     if {len(part) for part in pictures} != {len(found)}:

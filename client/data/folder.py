@@ -170,10 +170,15 @@ def _patterns(beside: str) -> list[str]:
                 f"data.beside: {pattern!r} is not a file pattern; of braces it may hold only {{stem}}, the picture's "
                 "name without its ending, and {class}, the name of its folder"
             )
+        if Path(os.path.normpath(f"site/class/{pattern}")).parts[0] != "site":
+            raise SettingsError(
+                f"data.beside: {pattern!r} leads out of the site's folder, and nothing else is read; put what lies "
+                "beside the pictures into it, such as '../masks/{class}/{stem}.png'"
+            )
         if PureWindowsPath(pattern).anchor:  # of any system: a pattern is agreed on for all sites
             raise SettingsError(
                 f"data.beside: {pattern!r} begins at the root; write it from the picture's folder, "
-                "such as '../../masks/{class}/{stem}.png'"
+                "such as '../masks/{class}/{stem}.png'"
             )
     return patterns
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-Numbers = NDArray[np.float32]
+Numbers = NDArray[np.float32] | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Standardisation:
     which is the site's mean.
     """
 
-    mean: Numbers
-    deviation: Numbers
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+    """1 for a number that never varies, infinite for one that the site never has."""
 
     @classmethod
     def of(cls, inputs: Numbers, numeric: NDArray[np.bool_]) -> "Standardisation":
@@ -31,20 +32,19 @@ class Standardisation:
         values = np.where(known, inputs, 0).astype(np.float64)
         mean = values.sum(0) / counts
         deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(0) / counts)
-        varies = deviation > 1e-6 * np.maximum(1, np.abs(mean))
-        return cls(
-            np.where(numeric, mean, 0).astype(np.float32),
-            np.where(numeric & varies, deviation, 1).astype(np.float32),
-        )
+        deviation = np.where(deviation > 1e-12 * np.abs(mean), deviation, 1)
+        deviation[~known.any(0)] = np.inf  # of what the site has never seen, nothing can be said
+        return cls(np.where(numeric, mean, 0), np.where(numeric, deviation, 1))
 
     def apply(self, inputs: Numbers) -> Tensor:
         """Return inputs [n, F] standardised, missing ones as 0."""
-        standardised = (inputs - self.mean) / self.deviation
+        standardised = (inputs.astype(np.float64) - self.mean) / self.deviation
         return torch.from_numpy(np.nan_to_num(standardised, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32))
 
     def undo(self, inputs: Tensor) -> Numbers:
         """Return standardised inputs [n, F] as they were read, for people to look at."""
-        return np.asarray(inputs.numpy() * self.deviation + self.mean, dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # 0 times infinity is not a number, and is meant to be
+            return np.asarray(inputs.numpy() * self.deviation + self.mean)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Skipped:
 class IndexedData:
     """Inputs [N, *shape] with the rows of each class. Implements ``SiteData``; copies only what is asked for.
 
-    uint8 and uint16 are grey levels, which come out in [0, 1]; float32 are numbers, which come out standardised.
+    uint8 and uint16 are grey levels, which come out in [0, 1]; floats are numbers, which come out standardised.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class IndexedData:
         self.standardisation = standardisation
         self.skipped = tuple(skipped)
 
+    def only(self, names: Sequence[str]) -> "IndexedData":
+        """Return the same with some of the classes."""
+        rows = {name: self._rows[name] for name in names}
+        return IndexedData(self._inputs, rows, self.standardisation, self.skipped)
+
     def classes(self) -> Sequence[str]:
         return sorted(self._rows)
 
@@ -86,12 +91,12 @@ class IndexedData:
 
 def as_input(values: Pixels | Numbers, standardisation: Standardisation | None) -> Tensor:
     """Turn what was read into float32 inputs: grey levels into [0, 1], numbers standardised."""
-    if values.dtype != np.float32:
+    if values.dtype.kind == "u":
         most = np.float32(255 if values.dtype == np.uint8 else 65535)
         return torch.from_numpy(values.astype(np.float32) / most)
     if standardisation is None:
         raise ValueError("numbers need a standardisation")
-    return standardisation.apply(values.astype(np.float32))
+    return standardisation.apply(values.astype(np.float64))
 
 
 def positions(rows: Sequence[int], count: int) -> list[int]:

@@ -128,13 +128,21 @@ def _write_files(
     index = {site: {name: added(members) for name, members in by_class.items()} for site, by_class in sites.items()}
     measured = {site: added(members) for site, members in measured_on.items()}
     if isinstance(inputs, Path):
-        where = os.path.relpath(inputs.resolve(), scratch.resolve()).replace(os.sep, "/")
+        where = _from_here(inputs.resolve(), scratch.resolve())
     else:
         where = INPUTS
         np.save(scratch / INPUTS, inputs, allow_pickle=False)
     np.save(scratch / ROWS, np.array(rows, dtype=np.int64), allow_pickle=False)
     described = {"format": FORMAT, "origin": origin, "inputs": where, "sites": index, "measured-on": measured}
     (scratch / INDEX).write_text(json.dumps(described), encoding="utf-8")
+
+
+def _from_here(path: Path, folder: Path) -> str:
+    """Return a path as seen from a folder; on another drive, from its root."""
+    try:
+        return os.path.relpath(path, folder).replace(os.sep, "/")
+    except ValueError:
+        return path.as_posix()
 
 
 def _check_format(version: int) -> None:

@@ -83,6 +83,9 @@ def open_own(path: Path, data: DataSettings, cache: Path | None = None, progress
         raise SiteDataError(
             f"{path} is not of the kind {data.kind!r} (data.kind), which needs {needed[data.kind]}; correct either"
         )
+    if path.is_dir() and not is_one_site(path):
+        names = ", ".join(sorted(_sites_in(path))[:5])
+        raise SiteDataError(f"{path} holds sites and not the class folders of one; give one of them: {names}")
     if path.is_dir():
         return open_folder(path, data, cache, progress)
     return open_table(path, data) if suffix == ".csv" else open_arrays(path, data)
@@ -94,9 +97,10 @@ def read_new(path: Path, data: DataSettings) -> tuple[list[str], Pixels | Number
     Raises:
         SiteDataError: if it cannot be read.
     """
+    suffix = path.suffix.lower()
     if data.kind == "table":
         return read_unlabelled(path, data)
-    if path.suffix.lower() == ".npz":
+    if data.kind == "vector" or suffix == ".npz":
         return read_unlabelled_arrays(path, data)
     return [str(path)], read_picture(path, data)[np.newaxis]
 
@@ -130,7 +134,7 @@ def _holds(path: Path) -> tuple[bool, bool]:
     """Return whether a folder of a site, or of sites, holds pictures, and whether it holds what a site is made of."""
     children = entries(path) if path.is_dir() else [path]
     pictures = any(child.suffix.lower() in SUFFIXES and not child.is_dir() for child in children)
-    return pictures, any(child.is_dir() or _is_site_file(child) for child in children)
+    return pictures, any(child.is_dir() or (_is_site_file(child) and not pictures) for child in children)
 
 
 def _sites_in(path: Path) -> dict[str, Path]:
@@ -143,7 +147,13 @@ def _sites_in(path: Path) -> dict[str, Path]:
         raise SiteDataError(
             f"{path} holds no site; each site is a folder of class folders with images, a .csv table or an .npz file"
         )
-    return {child.name if child.is_dir() else child.stem: child for child in found}
+    named: dict[str, Path] = {}
+    for child in found:
+        name = child.name if child.is_dir() else child.stem
+        if name in named:
+            raise SiteDataError(f"{path} has two sites named {name!r}: {named[name].name} and {child.name}; rename one")
+        named[name] = child
+    return named
 
 
 def _is_site_file(path: Path) -> bool:

@@ -1,6 +1,8 @@
 """A site's table: a CSV file, one row a sample, one column of it the class."""
 
 import csv
+import io
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +17,15 @@ from common.columns import Column, format_columns, parse_columns
 from common.errors import SiteDataError
 from common.settings import DataSettings, nearest
 
+log = logging.getLogger("fedreptile.data")
+
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none", "-"})
 """What counts as no value, in small letters."""
 NO_CLASS = frozenset({"", "?", "NaN", "nan"})
 """What counts as no class: fewer words, because a class may well be called 'none'."""
 DELIMITERS = ",;\t"
+MOST_CLASSES = 20
+"""Classes up to which half of the rows may have one of their own."""
 MOST_VALUES = 10
 """Different whole numbers, or texts, up to which a column is proposed as categorical."""
 
@@ -49,7 +55,9 @@ def open_table(path: Path, data: DataSettings) -> IndexedData:
     table = read_table(path, data.label)
     columns = agreed_columns(table, data)
     values, faults = encode(columns, table.rows)
-    skipped = [
+    absent = [column.name for column in columns if column.name not in table.header]
+    skipped = [Skipped(str(path), f"lacks column {name!r}, which counts as missing in every row") for name in absent]
+    skipped += [
         Skipped(f"{path} line {table.lines[fault.row]}, column {fault.column!r}", fault.reason) for fault in faults
     ]
     unusable = {fault.row for fault in faults if fault.fatal}
@@ -58,9 +66,14 @@ def open_table(path: Path, data: DataSettings) -> IndexedData:
         if row[data.label].strip() in NO_CLASS:
             skipped.append(Skipped(f"{path} line {table.lines[number]}", f"no class in column {data.label!r}"))
         elif number not in unusable:
-            rows.setdefault(row[data.label].strip(), []).append(number)
+            rows.setdefault(_class_name(row[data.label]), []).append(number)
     if not rows:
         raise SiteDataError(f"{path} has {len(table.rows)} row(s), none usable: {_first(skipped)}")
+    if len(rows) > max(MOST_CLASSES, len(table.rows) / 2):
+        raise SiteDataError(
+            f"{path} has {len(rows)} different classes in {len(table.rows)} rows: column {data.label!r} (data.label) "
+            "does not look like a class, and its values would be told to the federation; name the right column"
+        )
     usable = sorted(number for members in rows.values() for number in members)
     standardisation = Standardisation.of(values[usable], numeric_places(columns))
     index = {name: np.array(members, dtype=np.int64) for name, members in rows.items()}
@@ -76,8 +89,10 @@ def read_unlabelled(path: Path, data: DataSettings) -> tuple[list[str], Numbers]
     table = read_table(path)
     values, faults = encode(agreed_columns(table, data), table.rows)
     for fault in faults:
+        said = f"{path} line {table.lines[fault.row]}, column {fault.column!r}: {fault.reason}"
         if fault.fatal:
-            raise SiteDataError(f"{path} line {table.lines[fault.row]}, column {fault.column!r}: {fault.reason}")
+            raise SiteDataError(said)
+        log.warning("%s", said)
     return [f"{path}:{line}" for line in table.lines], values
 
 
@@ -97,6 +112,7 @@ def read_table(path: Path, needed: str = "") -> Table:
         raise SiteDataError(f"{path} is not UTF-8 text ({error}); save it as CSV with the encoding UTF-8") from error
     except OSError as error:
         raise SiteDataError(f"{path} cannot be read: {error.strerror}") from error
+    text = text.lstrip("\r\n")
     lines = text.splitlines()
     if not lines:
         raise SiteDataError(f"{path} is empty; a table has a line of column names, then one line a sample")
@@ -113,18 +129,22 @@ def read_table(path: Path, needed: str = "") -> Table:
         twice = next(name for name, count in Counter(header).items() if count > 1)
         raise SiteDataError(f"{path} has two columns named {twice!r}; rename one")
     rows, numbers = [], []
-    reader = csv.reader(lines[1:], delimiter=delimiter)
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise SiteDataError(
-                f"{path} line {reader.line_num + 1} has {len(cells)} values and the header {len(header)}; "
-                f"check for a stray {delimiter!r}"
-            )
-        texts = cells if delimiter == "," else [_with_point(cell) for cell in cells]
-        rows.append(dict(zip(header, texts, strict=True)))
-        numbers.append(reader.line_num + 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if reader.line_num == 1 or not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise SiteDataError(
+                    f"{path} line {reader.line_num} has {len(cells)} values and the header {len(header)}; "
+                    f"check for a stray {delimiter!r}"
+                )
+            row = dict(zip(header, cells, strict=True))
+            texts = row if delimiter == "," else {key: _with_point(text) for key, text in row.items()}
+            rows.append({**texts, needed: row[needed]} if needed else texts)
+            numbers.append(reader.line_num)
+    except csv.Error as error:
+        raise SiteDataError(f"{path} line {reader.line_num}: {error}; check its quotation marks") from error
     return Table(path, header, tuple(rows), tuple(numbers))
 
 
@@ -132,7 +152,7 @@ def agreed_columns(table: Table, data: DataSettings) -> tuple[Column, ...]:
     """Return the columns of the settings. Raises SiteDataError if the table lacks some and may not."""
     columns = parse_columns(data.columns)
     absent = [column.name for column in columns if column.name not in table.header]
-    if absent and not data.absent_columns:
+    if absent and (not data.absent_columns or len(absent) == len(columns)):
         spare = [name for name in table.header if name != data.label]
         hint = f"; the nearest to {absent[0]!r} is {nearest(absent[0], spare)!r}" if spare else ""
         raise SiteDataError(
@@ -155,11 +175,11 @@ class Fault:
 
 
 def encode(columns: Sequence[Column], rows: Sequence[Row]) -> tuple[Numbers, list[Fault]]:
-    """Turn rows of text into float32 [N, F], NaN where a number is missing, all 0 where a category is; and the faults.
+    """Turn rows of text into float64 [N, F], NaN where a number is missing, all 0 where a category is; and the faults.
 
     A column that a row does not have counts as missing.
     """
-    values = np.zeros((len(rows), sum(column.width for column in columns)), dtype=np.float32)
+    values = np.zeros((len(rows), sum(column.width for column in columns)))
     faults: list[Fault] = []
     place = 0
     for column in columns:
@@ -207,18 +227,23 @@ def propose_columns(tables: Sequence[Table], label: str) -> str:
     for name in names:
         present = {row[name].strip() for table in tables if name in table.header for row in table.rows}
         values = {text for text in present if not is_missing(text)}
-        numbers = {_number(text) for text in values}
-        text_only = not all(math.isfinite(number) for number in numbers)
-        few_codes = 2 <= len(numbers) <= MOST_VALUES and all(
-            number == int(number) for number in numbers if not text_only
-        )
-        if text_only and 2 <= len(values) <= MOST_VALUES:
-            columns.append(Column(name, tuple(sorted(values))))
-        elif not text_only and few_codes:
-            columns.append(Column(name, tuple(f"{number:g}" for number in sorted(numbers))))
-        elif not text_only:
+        if set(name) & set(",=|") or any(set(text) & set(",|") for text in values if math.isnan(_number(text))):
+            continue  # data.columns cannot name it
+        codes = {_number(text): text for text in sorted(values, key=len, reverse=True)}
+        if not all(math.isfinite(number) for number in codes):
+            if 2 <= len(values) <= MOST_VALUES:
+                columns.append(Column(name, tuple(sorted(values))))
+        elif 2 <= len(codes) <= MOST_VALUES and all(number == int(number) for number in codes):
+            columns.append(Column(name, tuple(codes[number] for number in sorted(codes))))
+        else:
             columns.append(Column(name))
     return format_columns(columns)
+
+
+def _class_name(text: str) -> str:
+    """Return the name of a class; one that is a whole number is the same however it is written (1, 1.0)."""
+    number = _number(text)
+    return str(int(number)) if math.isfinite(number) and number == int(number) else text.strip()
 
 
 def _cells(line: str, delimiter: str) -> tuple[str, ...]:

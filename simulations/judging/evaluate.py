@@ -11,9 +11,10 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
+from client.data.indexed import IndexedData, positions
 from client.data.sites import open_site_data, site_names
 from common.checkpoint import Checkpoint, write_atomically
-from common.errors import SettingsError
+from common.errors import SettingsError, SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, sample_episode
 from common.learning.judge import Tally, score
 from common.learning.params import Params
@@ -130,6 +131,8 @@ class Evaluation:
     shown: Sequence[ShownEpisode]
     columns: Sequence[str] = ()
     """Names of the values of shown rows of tables."""
+    judged_sites: Sequence[str] = ()
+    """Names of the sites, also where their classes were mixed."""
     alone: Score | None = None
     """Of each site without a federation."""
     changes: Mapping[str, str] = field(default_factory=dict)
@@ -137,7 +140,8 @@ class Evaluation:
 
     def write(self, run: Path) -> Path:
         """Write the result into a run's folder, for its report."""
-        path = run / f"judged-{self.data}-{self.protocol.name.replace(' ', '-')}.json"
+        changed = "".join(f"-{key}={value}" for key, value in sorted(self.changes.items())).replace("/", "_")
+        path = run / f"judged-{self.data}-{self.protocol.name.replace(' ', '-')}{changed}.json"
         write_atomically(path, json.dumps(asdict(self)).encode())
         return path
 
@@ -168,25 +172,41 @@ def open_judged(data: Path, settings: DataSettings, train: Path | None = None) -
     own = replace(settings, rotated_classes=False)
     judged = {name: open_site_data(data, name, own) for name in site_names(data)}
     both = sorted(judged.keys() & site_names(train)) if train else []
-    return JudgedSites(judged, {name: open_site_data(train, name, own) for name in both} if train else {})
+    known = {name: open_site_data(train, name, own) for name in both} if train else {}
+    return JudgedSites({name: _judgeable(name, data, known.get(name)) for name, data in judged.items()}, known)
+
+
+def _judgeable(site: str, data: SiteData, known: SiteData | None) -> SiteData:
+    """Leave out classes with one input only, if that would have to be both example and query."""
+    trained = set(known.classes()) if known else set()
+    usable = [name for name in data.classes() if name in trained or data.count(name) > 1]
+    if len(usable) < 2:
+        raise SiteDataError(
+            f"site {site!r} has {len(usable)} class(es) with two inputs or more, and judging needs two such classes: "
+            "one input is the example, another the query; add inputs, or leave the site out"
+        )
+    return data.only(usable) if isinstance(data, IndexedData) else data
 
 
 class PooledData:
-    """The classes of several sites as one site's. Implements ``SiteData``."""
+    """Several sites as one; a class that is at several sites is one class. Implements ``SiteData``."""
 
     def __init__(self, sites: Mapping[str, SiteData]) -> None:
-        self._sources = {f"{site}/{name}": (data, name) for site, data in sites.items() for name in data.classes()}
+        names = sorted({name for data in sites.values() for name in data.classes()})
+        self._sources = {name: [data for data in sites.values() if name in data.classes()] for name in names}
 
     def classes(self) -> Sequence[str]:
-        return sorted(self._sources)
+        return list(self._sources)
 
     def count(self, name: str) -> int:
-        data, own = self._sources[name]
-        return data.count(own)
+        return sum(data.count(name) for data in self._sources[name])
 
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
-        data, own = self._sources[name]
-        return data.inputs(own, rows)
+        where = [(data, row) for data in self._sources[name] for row in range(data.count(name))]
+        found = [where[row] for row in positions(rows, len(where))]
+        if len(self._sources[name]) == 1 or not found:
+            return self._sources[name][0].inputs(name, rows)
+        return torch.cat([data.inputs(name, [row]) for data, row in found])
 
 
 def evaluate(
@@ -218,9 +238,9 @@ def evaluate(
     if settings.model.head == "linear" and protocol.way > settings.episode.way:
         raise SettingsError(
             f"the linear head was trained with {settings.episode.way} classes and cannot tell {protocol.way} apart; "
-            f"use --way {settings.episode.way} or a checkpoint with the prototype head"
+            f"judge by a protocol of {settings.episode.way}-way, or use the prototype head"
         )
-    plan, published = plan_for(settings), checkpoint.state.published
+    plan, published, names = plan_for(settings), checkpoint.state.published, sorted(sites.judged)
     if protocol.pooled:
         known = {"all sites": PooledData(sites.known)} if sites.known else {}
         sites = JudgedSites({"all sites": PooledData(sites.judged)}, known)
@@ -243,7 +263,9 @@ def evaluate(
             done(number + 1)
     result = _summed_up(name, protocol, checkpoint.state.round, results, sites, shown)
     columns = column_names(settings.data)
-    return replace(result, columns=columns, changes={key: str(value) for key, value in changes.items()})
+    return replace(
+        result, judged_sites=names, columns=columns, changes={key: str(value) for key, value in changes.items()}
+    )
 
 
 def adapt_one(plan: Plan, checkpoint: Checkpoint, episode: Episode, generator: torch.Generator) -> Params:

@@ -77,7 +77,7 @@ def _curve(row: Numbers) -> str:
     """Draw a standardised vector [F] as a curve from -3 to 3 standard deviations."""
     width, height = CURVE
     picture = Image.new("L", CURVE, 255)
-    heights = (0.5 - np.clip(row, -3, 3) / 6) * (height - 1)
+    heights = (0.5 - np.clip(row.astype(np.float64), -3, 3) / 6) * (height - 1)
     places = np.linspace(0, width - 1, len(row))
     draw = ImageDraw.Draw(picture)
     draw.line([(0, height // 2), (width, height // 2)], fill=200)

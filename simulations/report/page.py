@@ -95,9 +95,7 @@ class Judged:
     @property
     def judged_sites(self) -> Sequence[str]:
         """Names of the sites that were judged on, also where their classes were mixed."""
-        if not self.evaluation.protocol.pooled:
-            return sorted(self.evaluation.sites)
-        return sorted({true.partition("/")[0] for true, _, _ in self.evaluation.confusion})
+        return self.evaluation.judged_sites or sorted(self.evaluation.sites)
 
     @property
     def held_back(self) -> Sequence[str]:

@@ -66,12 +66,11 @@ def data_get(
     """Show a data set's licence, fetch it, check it, and make it ready. What was broken off goes on."""
     chosen = find_set(name)
     _describe(chosen)
-    files = find_files(chosen, data_mirror)
-    if not files.packed and not files.complete():
+    files, data = find_files(chosen, data_mirror), Settings().with_values(chosen.data).data
+    if not (files.packed or files.complete() or (pools() / f"{name}-{key(data)}").exists()):
         _agree(files, yes)
     elif chosen.origins:
         console.print(f"read from {files.folder}")
-    data = Settings().with_values(chosen.data).data
     with fetching(name) as progress:
         folder = prepare(name, data, data_mirror, progress)
     _show(open_pool(folder), folder)

@@ -63,6 +63,10 @@ def valid_values(key: str) -> st.SearchStrategy[Value]:
 
 
 FOR_IMAGES: dict[str, Value] = {
+    "data.channels": 1,
+    "data.bits": 8,
+    "data.white": 0.0,
+    "data.invert": False,
     "data.beside": "",
     "data.rotated-classes": False,
     "inner.augment": "none",
@@ -82,8 +86,10 @@ def agreeing(flat: dict[str, Value]) -> dict[str, Value]:
         flat = {**flat, "inner.views": 1}
     if (whole["adapt.augment"] or whole["inner.augment"]) == "none":
         flat = {**flat, "adapt.views": 1}
-    if whole["data.kind"] == "table" and not whole["data.columns"]:
-        flat = {**flat, "data.columns": "age, sex=0|1"}
+    if whole["data.kind"] == "table":
+        flat = {**flat, "data.columns": whole["data.columns"] or "age, sex=0|1", "data.label": "label"}
+    if whole["model.network"] == "mlp":
+        flat = {**flat, "inner.batch-size": 20, "adapt.batch-size": -1}
     if whole["data.kind"] != "image":
         flat = {**flat, **FOR_IMAGES}
     return flat
@@ -404,7 +410,7 @@ def test_a_settings_file_is_read_by_section_and_key(toml: Callable[[str], Path])
         "seed = 3",
         "[run]\nseed",
         "[run]\nseed=1\nseed=2",
-        b"\xff\xfe",
+        b"[run]\nseed = \xe4",
         "[inner]\n[inner.adam]\nsteps = 1",
         "[[inner]]",
     ],
@@ -487,3 +493,23 @@ def test_a_word_without_an_equals_sign_is_refused_and_named(word: str) -> None:
 def test_a_quoted_word_is_text_whatever_it_looks_like(text: str) -> None:
     settings = Settings.from_flat(parse_assignments([f"data.sites='{text}'"]))
     assert settings.data.sites == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"], ids=["UTF-8", "Notepad", "PowerShell's >"])
+def test_a_settings_file_is_read_as_any_shell_or_editor_writes_it(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "mine.toml").write_bytes('[data]\nsites = "/données"\n'.encode(encoding))
+    assert read_toml(tmp_path / "mine.toml") == {"data.sites": "/données"}
+
+
+@pytest.mark.parametrize("key", ["data.channels", "data.bits", "data.white", "data.invert"])
+def test_a_setting_for_pictures_is_refused_where_there_are_none(key: str) -> None:
+    value: Value = {"data.channels": 3, "data.bits": 16, "data.white": 5.0, "data.invert": True}[key]
+    with pytest.raises(SettingsError, match=key):
+        Settings.from_flat({"data.kind": "vector", key: value})
+
+
+def test_the_class_is_no_input_and_an_mlp_needs_two_inputs_for_its_statistics() -> None:
+    with pytest.raises(SettingsError, match=r"data\.label"):
+        Settings.from_flat({"data.kind": "table", "data.columns": "age, label=0|1"})
+    with pytest.raises(SettingsError, match=r"inner\.batch-size"):
+        Settings.from_flat({"data.kind": "vector", "model.network": "mlp", "inner.batch-size": 1})

@@ -344,7 +344,6 @@ BY_HOSPITAL = {"by": "attribute", "attribute": "hospital", "select": "hospital=?
     ("values", "told"),
     [
         ({"by": "attribute"}, "sites.attribute is empty; the data set has 'class', 'hospital', 'set'"),
-        ({"attribute": "hospital"}, "sites.attribute is 'hospital' but sites.by is 'iid'; set sites.by = 'attribute'"),
         ({"by": "attribute", "attribute": "clinic"}, "sites.attribute: there is no attribute 'clinic'; the data set"),
         ({"by": "attribute", "attribute": "hospital x day"}, "there is no attribute 'day'"),
         ({"by": "attribute", "attribute": "hospital"}, r"2 of 14 inputs have no 'hospital'.*'hospital=\?\*'"),

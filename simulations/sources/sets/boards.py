@@ -34,7 +34,9 @@ def _read(files: Files, data: DataSettings) -> Pool:
     if data.beside:
         grey = DataSettings(size=data.size, bits=data.bits)
         pixels = np.concatenate([pixels, from_arrays((crop * np.uint8(255) for crop in templates), grey)], axis=1)
-    return Pool(pixels, tuple(CLASSES[label - 1] for label in labels), {"line": tuple(lines), "picture": tuple(pictures)})
+    return Pool(
+        pixels, tuple(CLASSES[label - 1] for label in labels), {"line": tuple(lines), "picture": tuple(pictures)}
+    )
 
 
 Crops = tuple[Bits, Bits, Sequence[int], Sequence[str], Sequence[str]]

@@ -55,7 +55,9 @@ def _pool(rows: Sequence[Row], data: DataSettings, attributes: Mapping[str, str]
     if faults:
         log.warning("%d values are not among those that data.columns lists and count as missing", len(faults))
     classes = tuple(row[data.label] for row in rows)
-    return Pool(values, classes, {name: tuple(row[key] for row in rows) for name, key in attributes.items()})
+    return Pool(
+        values.astype(np.float32), classes, {name: tuple(row[key] for row in rows) for name, key in attributes.items()}
+    )
 
 
 # ------------------------------------------------------------------------------------------- steel plates
@@ -100,7 +102,7 @@ STEEL_PLATES_FAULTS = CatalogueSet(
     kind="table",
     classes=7,
     items=1941,
-    natural=("steel", "conveyer"),
+    natural=("steel",),
     licence="CC BY 4.0 (unchecked)",
     terms="None in the repository; UCI offers its data sets under CC BY 4.0 (not checked on its own page).",
     cite="Buscema, Terzi, Tastle, Steel Plates Faults, UCI Machine Learning Repository",

@@ -95,7 +95,7 @@ def test_inputs_to_classify_need_no_class(tmp_path: Path) -> None:
     ("arrays", "changes", "said"),
     [
         ({"x": GREY}, {}, ["no array 'y'", "it has x"]),
-        ({"x": GREY, "y": LABELS[:2]}, {}, ["'y'", "one for each of the 4"]),
+        ({"x": GREY, "y": LABELS[:2]}, {}, ["'y'", "one for each of the inputs [4, 8, 8]"]),
         ({"x": GREY, "y": LABELS / 2}, {}, ["'y'", "float64"]),
         ({"x": GREY[None], "y": LABELS[:1]}, {}, ["[1, 4, 8, 8]", "1 channel(s)"]),
         ({"x": GREY, "y": LABELS}, {"channels": 3}, ["3 channel(s)", "data.channels"]),
@@ -125,3 +125,17 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     path = saved(tmp_path, x=GREY, y=np.array([{"a": 1}] * 4, dtype=object))
     with pytest.raises(SiteDataError, match="npz file that can be read"):
         open_arrays(path, picture_settings())
+
+
+def test_vectors_with_endless_numbers_are_skipped_and_named(tmp_path: Path) -> None:
+    vectors = np.array([[1.0, 2], [np.inf, 3], [3, np.nan]])
+    path = saved(tmp_path, x=vectors, y=np.array(["a", "a", "b"]))
+    data = open_arrays(path, DataSettings(kind="vector", size=2, inputs="x", label="y"))
+    assert data.count("a") == 1 and [item.where for item in data.skipped] == [f"{path} input 1"]
+
+
+def test_a_numpy_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "line.npy", GREY)
+    (tmp_path / "line.npy").rename(tmp_path / "line.npz")
+    with pytest.raises(SiteDataError, match="npz file that can be read"):
+        open_arrays(tmp_path / "line.npz", picture_settings())

@@ -361,7 +361,6 @@ def moved_to_a_folder_for_each_class(tiles: Path) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {
-    "../../masks/{class}/{stem}.png": lambda tiles: None,
     "{stem}.png": moved_beside,
     "masks/{stem}.png": moved_into_the_class,
     "../masks/{stem}.png": moved_into_one_folder,
@@ -407,24 +406,24 @@ def test_templates_of_circuit_boards_are_the_second_channel(tmp_path: Path) -> N
 def test_several_things_may_lie_beside_a_picture_in_the_order_of_the_patterns(site: Path) -> None:
     for name, grey in (("a", 1), ("b", 2), ("c", 3)):
         save(site / "dent" / f"{name}_mask.png", grey)
-        save(site.parent / "before" / "dent" / f"{name}.bmp", 100 + grey)
+        save(site / "before" / "dent" / f"{name}.bmp", 100 + grey)
     shutil.rmtree(site / "scratch")
-    data = open_folder(site, beside("{stem}_mask.png ../../before/{class}/{stem}.bmp"))
+    data = open_folder(site, beside("{stem}_mask.png ../before/{class}/{stem}.bmp"))
     assert means(data, "dent") == [[10, 1, 101], [20, 2, 102], [30, 3, 103]]
-    other = open_folder(site, beside("../../before/{class}/{stem}.bmp {stem}_mask.png"))
+    other = open_folder(site, beside("../before/{class}/{stem}.bmp {stem}_mask.png"))
     assert means(other, "dent")[0] == [10, 101, 1]
 
 
 def test_a_picture_that_lacks_its_mask_or_has_a_broken_one_is_skipped_and_the_reason_names_the_mask(site: Path) -> None:
     for name in ("a", "b"):
-        save(site.parent / "masks" / f"{name}.png", 200)
-    (site.parent / "masks" / "b.png").write_bytes(b"")
-    data = open_folder(site, beside("../../masks/{stem}.png"))
+        save(site / "masks" / f"{name}.png", 200)
+    (site / "masks" / "b.png").write_bytes(b"")
+    data = open_folder(site, beside("../masks/{stem}.png"))
     assert means(data, "dent") == [[10, 200]] and means(data, "scratch") == [[200, 200]]
     reasons = {Path(item.where).name: item.reason for item in data.skipped}
     assert set(reasons) == {"b.png", "c.png"}
-    assert str(site.parent / "masks" / "b.png") in reasons["b.png"] and "not a readable image" in reasons["b.png"]
-    assert str(site.parent / "masks" / "c.png") in reasons["c.png"] and "there is no" in reasons["c.png"]
+    assert str(site / "masks" / "b.png") in reasons["b.png"] and "not a readable image" in reasons["b.png"]
+    assert str(site / "masks" / "c.png") in reasons["c.png"] and "there is no" in reasons["c.png"]
 
 
 def test_a_mask_whose_picture_is_gone_is_skipped_and_not_taken_for_a_picture(site: Path) -> None:
@@ -458,7 +457,9 @@ def test_where_no_picture_has_a_mask_the_class_is_refused_with_the_first_reason(
 
 @pytest.mark.parametrize(
     "pattern",
-    ["/masks/{stem}.png", "C:/masks/{stem}.png", "\\masks\\{stem}.png", "{name}.png", "{}.png", "{0}.png", "{stem.png",
+    [
+"../../masks/{class}/{stem}.png", "masks/../../../{stem}.png",
+     "/masks/{stem}.png", "C:/masks/{stem}.png", "\\masks\\{stem}.png", "{name}.png", "{}.png", "{0}.png", "{stem.png",
      "stem}.png", "{stem!r}.png", "{stem:>9}.png", "{stem.__class__}.png", "{class[0]}.png"],
 )  # fmt: skip
 def test_what_is_no_pattern_is_an_error_of_the_settings_that_quotes_it(site: Path, pattern: str) -> None:

@@ -68,6 +68,11 @@ def test_a_number_that_the_site_never_has_is_0_at_all_its_rows() -> None:
     assert measured.apply(np.full((2, 1), np.nan, np.float32)).flatten().tolist() == [0, 0]
 
 
+def test_a_number_that_the_site_never_had_says_nothing_when_it_comes() -> None:
+    measured = Standardisation.of(np.full((4, 1), np.nan, np.float32), np.ones(1, bool))
+    assert measured.apply(np.array([[60.0]])).flatten().tolist() == [0]
+
+
 def test_standardised_numbers_can_be_shown_as_they_were_read() -> None:
     values = np.array([[150, 1.5], [170, 2.5], [190, 9]], dtype=np.float32)
     measured = Standardisation.of(values, np.ones(2, bool))

@@ -190,12 +190,14 @@ def test_turned_classes_have_as_many_inputs_as_the_class_they_come_from(sources:
     assert {turned.count(f"{name}{turn}") for name in plain.classes() for turn in ("", " @90")} == {20}
 
 
-def test_pooled_sites_keep_classes_of_the_same_name_apart(sources: Sources) -> None:
+def test_a_class_that_is_at_several_sites_is_one_class_when_they_are_pooled(sources: Sources) -> None:
     first, second = PackedSet(sources.packed).site("site-0"), PackedSet(sources.packed).site("site-1")
-    pooled = PooledData({"x": first, "y": second})
-    assert len(pooled.classes()) == 20
-    assert torch.equal(pooled.inputs("x/3", [1]), first.inputs("3", [1]))
-    assert torch.equal(pooled.inputs("y/3", [1]), second.inputs("3", [1]))
+    pooled = PooledData({"x": first, "y": second.only(["3", "4"])})
+    assert pooled.classes() == first.classes()
+    assert (pooled.count("3"), pooled.count("5")) == (40, 20)
+    assert torch.equal(pooled.inputs("3", [21, 1]), torch.cat([second.inputs("3", [1]), first.inputs("3", [1])]))
+    assert torch.equal(pooled.inputs("5", [2, 0]), first.inputs("5", [2, 0]))
+    assert pooled.inputs("3", []).shape == (0, 1, 8, 8)
 
 
 # ---------------------------------------------------------------------------------- from a path to sites

@@ -172,3 +172,49 @@ def test_four_hospitals_are_read_with_one_line_of_columns_and_that_line_is_propo
         "switzerland": [8, 48, 32, 30, 5],
         "va": [51, 56, 41, 42, 10],
     }
+
+
+def test_a_column_of_names_is_not_taken_for_the_class(tmp_path: Path) -> None:
+    rows = "".join(f"{number},patient {number}\n" for number in range(30))
+    with pytest.raises(SiteDataError, match="30 different classes in 30 rows") as raised:
+        open_table(table(tmp_path, "age,name\n" + rows), DataSettings(kind="table", label="name", columns="age"))
+    assert "data.label" in str(raised.value)
+
+
+def test_columns_that_a_site_lacks_are_told(tmp_path: Path) -> None:
+    data = DataSettings(kind="table", label="defect", columns=COLUMNS, absent_columns=True)
+    path = table(tmp_path, "width,defect\n10,a\n20,b\n")
+    assert [item.reason.split(",")[0] for item in open_table(path, data).skipped] == [
+        "lacks column 'coating'",
+        "lacks column 'speed'",
+    ]
+    with pytest.raises(SiteDataError, match="lacks 3 of 3"):
+        open_table(table(tmp_path, "Width,defect\n10,a\n"), data)
+
+
+def test_cells_may_hold_line_breaks_and_a_stray_quote_is_refused(tmp_path: Path) -> None:
+    quoted = TEXT + '40,zinc,1,"a\nb"\n50,tin,2,dent\n'
+    data = open_table(table(tmp_path, quoted), DATA)
+    assert data.count("a\nb") == 1 and data.count("dent") == 3
+    with pytest.raises(SiteDataError, match="quotation marks"):
+        open_table(table(tmp_path, TEXT + '40,zinc,1,"dent\n50,tin,2,dent\n'), DATA)
+
+
+def test_a_class_that_is_a_number_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    data = open_table(table(tmp_path, "width,coating,speed,defect\n1,tin,1,1\n2,tin,1,1.0\n3,tin,1,2\n"), DATA)
+    assert {name: data.count(name) for name in data.classes()} == {"1": 2, "2": 1}
+
+
+def test_large_and_small_numbers_keep_what_tells_them_apart(tmp_path: Path) -> None:
+    times = table(
+        tmp_path, "width,coating,speed,defect\n1700000000,tin,1e-7,a\n1700000030,tin,5e-7,b\n1700000060,tin,9e-7,b\n"
+    )
+    data = open_table(times, DATA)
+    first, last = data.inputs("a", [0])[0], data.inputs("b", [1])[0]
+    assert first[0] == pytest.approx(-1.2247, abs=1e-3) and last[0] == pytest.approx(1.2247, abs=1e-3)
+    assert first[4] == pytest.approx(-1.2247, abs=1e-3) and last[4] == pytest.approx(1.2247, abs=1e-3)
+
+
+def test_proposed_values_are_written_as_in_the_table(tmp_path: Path) -> None:
+    path = table(tmp_path, 'part,"len, mm",ok=1,size,label\n1234567,1,1,a,x\n9000001,2,0,b,y\n')
+    assert propose_columns([read_table(path, "label")], "label") == "part=1234567|9000001, size=a|b"

@@ -25,6 +25,7 @@ ATTRIBUTES: dict[str, dict[str, int | dict[str, int]]] = {
     "deeppcb": {
         # Sums of the rows of the table in the set's README.
         "line": {"00041": 1642, "12000": 93, "12100": 919, "12300": 600, "13000": 1451, "20085": 2428},
+        "picture": 1020,
     },
     "steel_plates_faults": {"steel": {"A300": 777, "A400": 1164}, "conveyer": 84},
     "gas_drift": {"batch": {"1": 445, "2": 1244, "3": 1586, "4": 161, "5": 197, "8": 294}},
