@@ -173,10 +173,10 @@ def test_a_file_that_cannot_be_opened_is_tried_again_each_time(site: Path, cache
 
 
 def test_a_picture_is_read_again_when_its_mask_comes_changes_or_goes(site: Path, cache: Path, read: list[str]) -> None:
-    data = replace(SMALL, beside="../../masks/{stem}.png")
-    masks = site.parent / "masks"
+    data = replace(SMALL, beside="../masks/{stem}.png")
+    masks = site / "masks"
     masks.mkdir()
-    for picture in site.rglob("*.jpg"):
+    for picture in list(site.rglob("*.jpg")):
         Image.new("L", (16, 16), 9).save(masks / f"{picture.stem}.png")
     name, mask = first(site).name, masks / f"{first(site).stem}.png"
     open_folder(site, data, cache)

@@ -326,10 +326,10 @@ def test_one_new_picture_is_read(site: Path) -> None:
 def test_files_named_by_numbers_have_masks_of_their_own(site: Path) -> None:
     for name in ("1.2.3", "1.2.4"):
         shutil.copy(SHIPPED / "MR_small.dcm", site / "MR" / name)
-    (site.parent / "masks").mkdir()
-    written(site.parent / "masks" / "1.2.4.dcm", RAMP)
-    written(site.parent / "masks" / "a.dcm", RAMP)
-    data = open_folder(site, DataSettings(size=16, beside="../../masks/{stem}.dcm"))
+    (site / "masks").mkdir()
+    written(site / "masks" / "1.2.4.dcm", RAMP)
+    written(site / "masks" / "a.dcm", RAMP)
+    data = open_folder(site, DataSettings(size=16, beside="../masks/{stem}.dcm"))
     assert data.count("MR") == 2 and [Path(item.where).name for item in data.skipped] == ["1.2.3"]
 
 

@@ -156,7 +156,7 @@ def test_a_thousand_sites_are_shown_in_part_with_a_sentence_that_says_so(tmp_pat
 def test_judged_sites_that_took_part_in_training_are_not_called_never_seen(tmp_path: Path, pooled: bool) -> None:
     protocol = Protocol(way=2, shot=5, episodes=20, pooled=pooled)
     sites = {"all sites" if pooled else "A": SiteRow(1, 0.5, 0.6, 0.7)}
-    seen = judged(protocol=protocol, sites=sites, confusion=(("A/elm", "A/elm", 1),))
+    seen = judged(protocol=protocol, sites=sites, judged_sites=("A",))
     page = Page(write_report(make_run(tmp_path, journal(), [seen])))
     assert page.row(protocol.name)[5] == "⚠ 1 of 1"
     assert "Not a figure for never-seen sites" in page.text
@@ -266,7 +266,7 @@ def test_a_trained_site_that_held_nothing_back_is_warned_of_beside_one_that_did(
 
 def test_a_pooled_judgement_of_what_sites_held_back_is_not_warned_of(tmp_path: Path) -> None:
     sites = {"all sites": SiteRow(1, 0.5, 0.6, 0.7, trained=True)}
-    seen = judged(protocol=Protocol(pooled=True), sites=sites, confusion=(("A/elm", "A/elm", 1),))
+    seen = judged(protocol=Protocol(pooled=True), sites=sites, judged_sites=("A",))
     page = Page(write_report(make_run(tmp_path, journal(), [seen])))
     assert page.row("5-way 1-shot pooled")[5] == "1 of 1, judged on samples they held back"
     assert "Not a figure" not in page.text
