@@ -55,7 +55,7 @@ def open_site_data(path: Path, name: str, data: DataSettings, cache: Path | None
         numeric = numeric_places(parse_columns(data.columns)) if data.kind == "table" else None
         found: SiteData = packed.site(name, numeric)
     elif is_one_site(path):
-        found = open_own(path, data, cache)
+        found = _open_one(path, data, cache, quiet)
     else:
         own = _sites_in(path)
         if name not in own:
@@ -74,6 +74,14 @@ def open_own(path: Path, data: DataSettings, cache: Path | None = None, progress
     Raises:
         SiteDataError: if it cannot be read, or is not of the kind that the settings name.
     """
+    if path.is_dir() and data.kind == "image" and not is_one_site(path):
+        names = ", ".join(sorted(_sites_in(path))[:5])
+        raise SiteDataError(f"{path} holds sites and not the class folders of one; give one of them: {names}")
+    return _open_one(path, data, cache, progress)
+
+
+def _open_one(path: Path, data: DataSettings, cache: Path | None, progress: Progress) -> IndexedData:
+    """Open what is known to be one site: looking through all its folders again would cost as much as the cache does."""
     suffix = path.suffix.lower()
     if not path.exists():
         raise SiteDataError(f"there is no {path}; give a folder of class folders, a .csv table or an .npz file")
@@ -83,9 +91,6 @@ def open_own(path: Path, data: DataSettings, cache: Path | None = None, progress
         raise SiteDataError(
             f"{path} is not of the kind {data.kind!r} (data.kind), which needs {needed[data.kind]}; correct either"
         )
-    if path.is_dir() and not is_one_site(path):
-        names = ", ".join(sorted(_sites_in(path))[:5])
-        raise SiteDataError(f"{path} holds sites and not the class folders of one; give one of them: {names}")
     if path.is_dir():
         return open_folder(path, data, cache, progress)
     return open_table(path, data) if suffix == ".csv" else open_arrays(path, data)
