@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,12 +100,19 @@ def write_packed(
         inputs: the array, or the path of one in another folder, which is then pointed at and not copied.
         measured_on: the rows whose statistics standardise a site's numbers; default: the site's own.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as scratch:
         _write_files(scratch, inputs, sites, origin, measured_on or {})
         if folder.is_dir() and not (folder / INDEX).exists():
             shutil.rmtree(folder)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a folder to write into, which becomes ``folder`` if all went well and that is not there yet."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield scratch
         if not folder.exists():
             scratch.chmod(0o755)
             scratch.replace(folder)

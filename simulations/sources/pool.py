@@ -7,8 +7,6 @@ about.json   what it was made from
 
 import csv
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from client.data.indexed import Numbers, Pixels
+from client.data.packed import whole_folder
 from common.errors import SourceError
 
 INPUTS, ITEMS, ABOUT = "inputs.npy", "items.csv", "about.json"
@@ -41,20 +40,13 @@ class Pool:
 
 def write_pool(folder: Path, pool: Pool, about: Mapping[str, Any]) -> None:
     """Write a pool, whole or not at all; one that is there already is left as it is."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as scratch:
         np.save(scratch / INPUTS, pool.inputs, allow_pickle=False)
         with (scratch / ITEMS).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([CLASS, *pool.attributes])
             writer.writerows(zip(pool.classes, *pool.attributes.values(), strict=True))
         (scratch / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        if not folder.exists():
-            scratch.chmod(0o755)
-            scratch.replace(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def open_pool(folder: Path) -> Pool:
