@@ -51,6 +51,24 @@ class UpdateError(FedreptileError):
         self.cause = cause
 
 
+class SealError(UpdateError):
+    """A signature is missing, wrong, or was made for something else. Causes: see ``common.trust.seals``."""
+
+    public = "the request is not signed by the federation's server, or not for this round"
+
+
+class TrustError(FedreptileError):
+    """A key, certificate, request or kit is missing, damaged, expired or not the expected one."""
+
+    public = "the site's keys or certificates cannot be used"
+
+
+class DeployError(FedreptileError):
+    """A server or site cannot be started, reached or stopped."""
+
+    public = "the site is not ready"
+
+
 class RoundError(FedreptileError):
     """Rounds cannot go on: too few sites joined or answered."""
 

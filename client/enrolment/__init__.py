@@ -1,0 +1,1 @@
+"""How a site becomes part of a federation: its keys, its request, the kit it gets back."""

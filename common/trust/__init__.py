@@ -1,0 +1,1 @@
+"""Keys, certificates and signatures: who may speak for whom."""

@@ -1,0 +1,64 @@
+"""The sites of a federation: approved with their keys, or revoked. One JSON file, replaced as a whole."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import write_atomically
+from common.errors import TrustError
+
+FORMAT = "1"
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """An approved site."""
+
+    node_key: str
+    """Its SuperNode's public key as Flower sends it in a header: base64 of PEM bytes."""
+    signing_key: str
+    """Ed25519 public key, raw bytes in hexadecimal."""
+    serials: tuple[str, ...]
+    """Serial numbers of its certificates that are good, hexadecimal; two while one is being renewed."""
+    expires: str
+    """When the newest certificate ends: ISO 8601, UTC."""
+    approved: str
+    node_id: int = 0
+    """Flower's id of its SuperNode; 0 until it is registered."""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Registry:
+    sites: Mapping[str, Enrolled] = field(default_factory=dict)
+    revoked: Mapping[str, str] = field(default_factory=dict)
+    """Serial number, hexadecimal -> when and why."""
+
+    def name_of_node(self, node_id: int) -> str | None:
+        return next((name for name, site in self.sites.items() if site.node_id == node_id), None)
+
+
+def read_registry(path: Path) -> Registry:
+    """Raises TrustError if the file is damaged. A missing file is an empty registry."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if found["format"] != FORMAT:
+            raise ValueError(f"its format is {found['format']!r}; this version reads {FORMAT!r}")
+        sites = {
+            name: Enrolled(**{**values, "serials": tuple(values["serials"]), "labels": tuple(values["labels"])})
+            for name, values in found["sites"].items()
+        }
+        return Registry(sites, dict(found["revoked"]))
+    except FileNotFoundError:
+        return Registry()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrustError(f"{path} cannot be read as the list of sites: {error}; restore it from a backup") from error
+
+
+def write_registry(path: Path, registry: Registry) -> None:
+    """Write the registry, whole or not at all."""
+    sites = {name: asdict(site) for name, site in sorted(registry.sites.items())}
+    text = json.dumps({"format": FORMAT, "sites": sites, "revoked": dict(registry.revoked)}, indent=1)
+    write_atomically(path, text.encode(), 0o600)
