@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from common.errors import SettingsError
 from common.settings import nearest
 
-
 Config = TypeVar("Config")
 
 
