@@ -1,27 +1,15 @@
 """The ClientApp that Flower starts for a message: a thin shim over ``client.site.Site``.
 
-Importing this module does not import torch: Flower starts a process for every message, and the
-site's work may be done elsewhere.
+At an enrolled site it hands the message to the site's worker and returns what that lets out, so that code which the
+server pushed never touches the site's data. Otherwise, as in a simulation, the work is done in this process.
+Importing this module imports next to nothing: Flower starts a process for every message.
 """
 
-import logging
-from collections.abc import Callable
-from functools import lru_cache
-from typing import TYPE_CHECKING
-
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.outbound import Content, leave, leave_error
-from client.settings import SiteSettings, parse_node_config
-from common.log import show_log
-from common.messages import decode_request
-from common.settings import Settings, Value
-
-if TYPE_CHECKING:
-    from client.site import Site
-
-log = logging.getLogger("fedreptile.client")
+SOCKET, SOCKET_KEY = "site-socket", "site-socket-key"
+"""Node config keys: absolute paths of the worker's socket, and of the file with the key that it asks for."""
 
 app = ClientApp()
 
@@ -29,56 +17,41 @@ app = ClientApp()
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Adapt to an episode of the site and reply with the update."""
-    return answer(message, context, lambda site: site.train(decode_request(message.content, site.plan.agreed)))
+    return answer(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Judge adaptation on the site, before and after."""
-    return answer(message, context, lambda site: site.evaluate(decode_request(message.content, site.plan.agreed)))
+    return answer(message, context)
 
 
 @app.query()
 def introduce(message: Message, context: Context) -> Message:
     """Say who the site is and what it has."""
-    return answer(message, context, lambda site: site.introduce())
+    return answer(message, context)
 
 
 @app.query("class_table")
 def class_table(message: Message, context: Context) -> Message:
     """Reply with sums of embeddings by class name, if the site's settings allow it."""
-    return answer(message, context, lambda site: site.class_table(decode_request(message.content, site.plan.agreed)))
+    return answer(message, context)
 
 
-def answer(message: Message, context: Context, work: Callable[["Site"], Content]) -> Message:
-    """Do the work and let its result out through the one door; so too any error."""
-    own: SiteSettings | None = None
-    if "partition-id" not in context.node_config:
-        show_log()  # of a site alone; thousands of simulated ones would drown the run's own
-    try:
-        own, site = _site(_frozen(context.node_config), _frozen(context.run_config))
-        return leave(work(site), own, message)
-    except Exception as error:
-        log.exception("site %s could not answer %s", own.name if own else "?", message.metadata.message_type)
-        return leave_error(error, own, message)
+def answer(message: Message, context: Context) -> Message:
+    """Reply with what the door let out: the worker's door, or the one in this process."""
+    node = context.node_config
+    if SOCKET in node:
+        from client.worker.wire import forward
+
+        return reply(forward(message, context, str(node[SOCKET]), str(node.get(SOCKET_KEY, ""))), message)
+    from client.worker.inside import work_inside
+
+    return reply(work_inside(message, context), message)
 
 
-Frozen = tuple[tuple[str, Value], ...]
-
-
-def _frozen(config: dict[str, Value]) -> Frozen:
-    return tuple(sorted(config.items()))
-
-
-@lru_cache(maxsize=4096)
-def _site(node_config: Frozen, run_config: Frozen) -> tuple[SiteSettings, "Site"]:
-    from client.site import Site  # here, because it imports torch
-
-    settings = _settings(run_config)
-    own = parse_node_config(dict(node_config), settings)
-    return own, Site(own, settings)
-
-
-@lru_cache(maxsize=4)
-def _settings(run_config: Frozen) -> Settings:
-    return Settings.from_flat(dict(run_config))
+def reply(content: RecordDict | Error, message: Message) -> Message:
+    """Address what the door let out to who asked."""
+    if isinstance(content, Error):
+        return Message(content, reply_to=message)
+    return Message(content, reply_to=message)

@@ -6,52 +6,34 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from client.check.cli import check
+from client.check.data import list_skipped, open_shown
 from client.columns import print_columns
-from client.data.indexed import IndexedData, as_input
-from client.data.sites import open_own, read_new
+from client.data.indexed import as_input
+from client.data.sites import read_new
 from client.data.table import read_table
+from client.door.cli import explain, ledger_app
+from client.enrolment.cli import join
 from client.model import adapt_site, read_model
+from client.service.cli import down, status, units, up
 from common.checkpoint import read_checkpoint
 from common.cli import run_cli
 from common.learning.judge import Judgement
 from common.learning.threads import threads
-from common.paths import cache_folder
-from common.settings import DataSettings, Settings, parse_assignments, read_toml
+from common.settings import parse_assignments
 
-app = typer.Typer(
-    help="One site: its data, and a model adapted to it. Nothing here uses the network.", no_args_is_help=True
-)
+app = typer.Typer(help="One site: its data, its part in a federation, its own model.", no_args_is_help=True)
+for command in (join, check, up, status, down, units, explain):
+    app.command()(command)
+app.add_typer(ledger_app, name="ledger")
 console = Console(soft_wrap=True)
 
 Own = Annotated[Path, typer.Option(help="The site's data: a folder of class folders, a .csv table or an .npz file.")]
 Label = Annotated[str, typer.Option(help="The column that holds the class.")]
 Cache = Annotated[str, typer.Option(help="Folder that keeps decoded pictures; empty: the data home's; 'off': none.")]
-
-
-@app.command()
-def check(
-    data: Own,
-    settings: Annotated[
-        Path | None, typer.Option(help="The federation's settings file; only [data] counts here.")
-    ] = None,
-    assignments: Annotated[
-        list[str], typer.Option("--set", help="Read it with another setting: key=value, such as data.size=64.")
-    ] = [],  # noqa: B006 - typer copies it
-    cache: Cache = "",
-) -> None:
-    """Read the site's data as a run would: classes, counts, and everything that cannot be used."""
-    agreed = read_toml(settings) if settings else {}
-    own = {key: value for key, value in agreed.items() if key.startswith("data.") and key != "data.sites"}
-    found = _open(data, Settings.from_flat({**own, **parse_assignments(assignments)}).data, cache)
-    table = Table("class", "inputs")
-    for name in found.classes():
-        table.add_row(Text(name), str(found.count(name)))
-    console.print(table)
-    _list_skipped(found)
 
 
 @app.command()
@@ -81,8 +63,8 @@ def adapt(
     """Adapt the shared model to the site's classes, judge it on held-back inputs, and write it."""
     found = read_checkpoint(checkpoint)
     found = replace(found, settings=found.settings.with_values(parse_assignments(assignments)))
-    own = _open(data, found.settings.data, cache)
-    _list_skipped(own)
+    own = open_shown(data, found.settings.data, cache, console)
+    list_skipped(own, console)
     model, judgement = adapt_site(found, own, hold_back, others=others, standardisation=own.standardisation)
     model.write(out)
     console.print(_judged(judgement) if judgement.after.total else "no input was held back, so the model is not judged")
@@ -110,24 +92,6 @@ def main() -> None:
         run_cli(app)
 
 
-def _open(path: Path, data: DataSettings, cache: str) -> IndexedData:
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        reading = bar.add_task("reading", total=None)
-        return open_own(
-            path.resolve(),
-            data,
-            cache_folder(cache),
-            lambda done, total: bar.update(reading, completed=done, total=total),
-        )
-
-
-def _list_skipped(data: IndexedData) -> None:
-    if data.skipped:
-        console.print(f"{len(data.skipped)} thing(s) cannot be used and are skipped:")
-    for item in data.skipped:
-        console.print(Text(f"  {item.where}: {item.reason}"))
-
-
 def _judged(judgement: Judgement) -> Table:
     table = Table("class", "held back", "right before", "right after", title="held-back inputs")
     before = judgement.before.per_class()
@@ -138,3 +102,7 @@ def _judged(judgement: Judgement) -> Table:
         "all", str(judgement.after.total), f"{judgement.before.accuracy:.1%}", f"{judgement.after.accuracy:.1%}"
     )
     return table
+
+
+if __name__ == "__main__":
+    main()

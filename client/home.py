@@ -68,6 +68,16 @@ class SiteHome:
         return self.path / "keys" / "tls.key"
 
     @property
+    def tls_certificate(self) -> Path:
+        """The site's certificate, by which the gateway knows it."""
+        return self.path / "tls.crt"
+
+    @property
+    def chain(self) -> Path:
+        """Roots by which the site knows the server."""
+        return self.path / "chain.crt"
+
+    @property
     def node_key(self) -> Path:
         return self.path / "keys" / "node.key"
 
@@ -102,6 +112,11 @@ class SiteHome:
     def run(self) -> Path:
         """What only matters while the site runs: process ids, sockets, secrets."""
         return self.path / "run"
+
+    @property
+    def relay_state(self) -> Path:
+        """What the relay says about the connection, for 'status'."""
+        return self.run / "relay" / "relay.json"
 
     def config(self) -> SiteConfig:
         """Raises SettingsError if ``site.toml`` is missing or has a wrong key or value."""

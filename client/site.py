@@ -59,7 +59,7 @@ class Site:
 
     def introduce(self) -> Introduction:
         """Say what the site has: name, classes and counts if they may leave, device, versions."""
-        counts = {name: self.data.count(name) for name in self.data.classes()} if self.site.class_names else {}
+        counts = {name: self.data.count(name) for name in self.data.classes()} if self.site.policy.classes.names else {}
         packages = {name: version(name) for name in ("torch", "flwr", "numpy")}
         return Introduction(self.site.name, counts, self.site.device, {**packages, "python": platform.python_version()})
 
@@ -105,7 +105,7 @@ class Site:
             raise SiteDataError(
                 "no class of the site has an input left over to judge on; add a second input to a class"
             )
-        return Judged(summary(judged), judged.after.per_class() if self.site.class_names else {})
+        return Judged(summary(judged), judged.after.per_class() if self.site.policy.classes.names else {})
 
     def class_table(self, request: Request) -> ClassTable:
         """Sum the embeddings of each class with enough inputs, under the params of the request."""
@@ -116,7 +116,7 @@ class Site:
             buffers = self.plan.learner.freeze(params, support)
             embeddings = self.plan.learner.embed(params, buffers, support.inputs)
             sums, counts = class_sums(embeddings, support.labels, support.way)
-        keep = [i for i, count in enumerate(counts.tolist()) if count >= self.site.min_count]
+        keep = [i for i, count in enumerate(counts.tolist()) if count >= self.site.policy.classes.minimum]
         names = tuple(everything.classes[i] for i in keep)
         return ClassTable(names, tuple(int(counts[i]) for i in keep), sums[keep].cpu().numpy())
 
@@ -146,12 +146,13 @@ class Site:
             return judge(self.plan.learner, work.params, adapted.params, work.episode)
 
     def _episode(self, way: int, shot: int, query: int, generator: torch.Generator) -> Episode:
-        way, shot = _capped(way, self.site.max_way), _capped(shot, self.site.max_shot)
+        limits = self.site.policy.limits
+        way, shot = _capped(way, limits.way), _capped(shot, limits.shot)
         with threads(self.site.threads):
             return sample_episode(self.data, way, shot, query, generator)
 
     def _capped_loop(self, inner: InnerLoop) -> InnerLoop:
-        return dataclasses.replace(inner, steps=_capped(inner.steps, self.site.max_steps))
+        return dataclasses.replace(inner, steps=_capped(inner.steps, self.site.policy.limits.steps))
 
     def _generator(self, request: Request, purpose: str) -> torch.Generator:
         seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)

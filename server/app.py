@@ -3,9 +3,11 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.errors import FedreptileError
 from common.log import show_log
 from common.settings import Settings
-from server.rounds import run_federation
+from server.rounds import RunFolder, run_federation
+from server.service.runs import write_outcome
 
 app = ServerApp()
 
@@ -14,4 +16,11 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run config describes. Any error ends the run as failed, with its text."""
     show_log()
-    run_federation(grid, Settings.from_flat(context.run_config))
+    settings = Settings.from_flat(context.run_config)
+    folder = RunFolder.of(settings).path
+    try:
+        run_federation(grid, settings)
+    except FedreptileError as error:
+        write_outcome(folder, context.run_id, str(error))
+        raise
+    write_outcome(folder, context.run_id, "")

@@ -1,6 +1,5 @@
 """``fedreptile-server``: what the operator of a federation runs."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,31 +11,19 @@ from rich.table import Table
 from rich.text import Text
 
 from common.checkpoint import Checkpoint, read_checkpoint
-from common.cli import read_settings, run_cli
+from common.cli import run_cli
 from common.settings import Settings, flatten
-from server.launch import APP, flower_environment, stage_app, submit
+from server.enrolment.cli import app as enrol
 from server.rounds import read_journal
+from server.service.cli import down, run, status, stop, units, up
 
-app = typer.Typer(help="Runs on a Flower SuperLink.", no_args_is_help=True)
+app = typer.Typer(help="A federation: its sites, its server, its runs.", no_args_is_help=True)
+for command in (up, status, down, run, stop, units):
+    app.command()(command)
+app.add_typer(enrol, name="enrol")
 console = Console(soft_wrap=True)
 
 Journal = Sequence[Mapping[str, Any]]
-
-
-@app.command()
-def run(
-    connection: Annotated[str, typer.Option(help="Name of the SuperLink's connection in Flower's config.toml.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings.")] = None,
-    assignments: Annotated[
-        list[str], typer.Option("--set", help="Change a setting: key=value, such as inner.steps=5.")
-    ] = [],  # noqa: B006 - typer copies it
-) -> None:
-    """Run rounds with the sites that are connected to a SuperLink; show the log; wait for the end. Ctrl-C stops it."""
-    settings = read_settings(config, assignments)
-    with tempfile.TemporaryDirectory(prefix="fedreptile-") as scratch:
-        staged = stage_app(Path(scratch) / APP)
-        outcome = submit(staged, connection, flatten(settings), flower_environment(), log=None)
-    console.print(f"run {outcome.run_id} is {outcome.status}")
 
 
 @app.command()
@@ -106,3 +93,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def main() -> None:
     run_cli(app)
+
+
+if __name__ == "__main__":
+    main()

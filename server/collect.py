@@ -1,7 +1,7 @@
-"""Sending messages to sites and waiting for their replies, but not for ever."""
+"""Sending messages to sites and waiting for their replies, but not for ever; asking again what was lost on the way."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -11,6 +11,62 @@ from common.errors import UpdateError
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 """Seconds between looks for replies: short at first, since simulated sites are fast."""
+LOOK_AT_NODES = 5.0
+"""Seconds between looks whether the node of a silent site was lost and came back."""
+GRACE = 30.0
+"""Seconds that a lost node is waited for when enough others have answered."""
+MOST_TRIES = 20
+"""Messages to one site for one answer, so that a node that comes and goes all the time cannot make work for ever."""
+
+NODE_LOST, APP_LOST = 5, 8
+"""Flower's error codes for a node without heartbeat and an app process that ended without a reply."""
+
+
+class Asked:
+    """What was asked of whom. A site has several messages if the first was lost on the way; one answer counts."""
+
+    def __init__(self, messages: Mapping[str, Message]) -> None:
+        self._tries = {site: [message] for site, message in messages.items()}
+        self._site_of: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tries)
+
+    def __len__(self) -> int:
+        return len(self._tries)
+
+    def messages(self) -> list[Message]:
+        """Return the first message to each site."""
+        return [tries[0] for tries in self._tries.values()]
+
+    def tries(self, site: str) -> int:
+        return len(self._tries[site])
+
+    def node(self, site: str) -> int:
+        return self._tries[site][0].metadata.dst_node_id
+
+    def again(self, site: str) -> Message:
+        """Return a new message that asks the same; a site that has the answer already gives it again."""
+        first = self._tries[site][0]
+        message = Message(
+            first.content, first.metadata.dst_node_id, first.metadata.message_type, group_id=first.metadata.group_id
+        )
+        self._tries[site].append(message)
+        return message
+
+    def ids(self, site: str) -> set[str]:
+        """Return the ids of all messages to a site."""
+        return {message.metadata.message_id for message in self._tries[site]}
+
+    def site_of(self, reply: Message) -> str | None:
+        """Return which site a reply is from, by the message that it answers; None if it answers none of these.
+
+        The node id of a reply is not used: Flower sets it to the SuperLink's own when a node is lost.
+        """
+        answered = reply.metadata.reply_to_message_id
+        if answered not in self._site_of:  # messages get their ids when they are sent
+            self._site_of = {message_id: site for site in self._tries for message_id in self.ids(site)}
+        return self._site_of.get(answered)
 
 
 @dataclass(frozen=True)
@@ -23,43 +79,97 @@ class Replies:
 
 def collect(
     grid: Grid,
-    messages: Iterable[Message],
+    asked: Asked,
     deadline: float,
+    enough: int = 0,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Message]:
-    """Send messages; return the replies that arrive within ``deadline`` seconds."""
+    """Send messages; return the replies that arrive within ``deadline`` seconds.
+
+    A site whose node restarted, or was lost and is back, is asked again: Flower delivers a message once only.
+
+    Args:
+        enough: with so many answers, lost nodes are waited for ``GRACE`` seconds only.
+    """
     began, pause = now(), FIRST_PAUSE
-    waiting = {message_id for message_id in grid.push_messages(list(messages)) if message_id}
+    waiting = {message_id for message_id in grid.push_messages(asked.messages()) if message_id}
+    nodes, looked = Nodes(grid), began
+    lost: dict[str, Message] = {}
     replies: list[Message] = []
-    while waiting:
-        arrived = list(grid.pull_messages(sorted(waiting)))
-        replies += arrived
-        waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-        if now() - began >= deadline:
+    progress = began
+    while waiting or lost:
+        arrived = list(grid.pull_messages(sorted(waiting))) if waiting else []
+        for reply in arrived:
+            waiting.discard(reply.metadata.reply_to_message_id)
+            site = asked.site_of(reply)
+            progress = now()
+            if site and _says_lost(reply):
+                lost[site] = reply
+            elif site:
+                replies.append(reply)
+                lost.pop(site, None)
+                waiting -= asked.ids(site)
+        if now() - began >= deadline or (not waiting and len(replies) >= enough and now() - progress >= GRACE):
             break
-        if waiting and not arrived:
+        if now() - looked >= LOOK_AT_NODES:
+            looked = now()
+            waiting |= _ask_again(grid, asked, waiting, lost, nodes)
+        if (waiting or lost) and not arrived:
             sleep(min(pause, max(0.0, deadline - (now() - began))))
             pause = min(2 * pause, LONGEST_PAUSE)
-    return replies
+    return replies + list(lost.values())
 
 
-def sort_out(asked: Mapping[str, Message], replies: Iterable[Message]) -> Replies:
-    """Put replies to sites by the message they answer.
+def _says_lost(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in (NODE_LOST, APP_LOST)
 
-    The node id of a reply is not used: Flower sets it to the SuperLink's own when a node is lost.
-    """
-    site_of = {message.metadata.message_id: site for site, message in asked.items()}
+
+class Nodes:
+    """Which nodes are online, and which of them have started again since they were last looked at."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._since = self._look()
+
+    def _look(self) -> dict[int, str]:
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+
+    def changes(self) -> tuple[set[int], set[int]]:
+        """Return the nodes that are online, and those of them that started anew since the last call."""
+        found = self._look()
+        new = {node for node, since in found.items() if self._since.get(node) != since}
+        self._since |= found
+        return set(found), new
+
+
+def _ask_again(grid: Grid, asked: Asked, waiting: set[str], lost: dict[str, Message], nodes: Nodes) -> set[str]:
+    """Ask sites again whose message was lost and whose node is there; return the ids of the new messages."""
+    online, restarted = nodes.changes()
+    silent = {site for site in asked if asked.ids(site) & waiting}
+    sites = {site for site in silent if asked.node(site) in restarted}
+    sites |= {site for site in lost if asked.node(site) in online}
+    sites = {site for site in sites if asked.tries(site) < MOST_TRIES}
+    if not sites:
+        return set()
+    for site in sites:
+        lost.pop(site, None)
+    return {message_id for message_id in grid.push_messages([asked.again(s) for s in sorted(sites)]) if message_id}
+
+
+def sort_out(asked: Asked, replies: Iterable[Message]) -> Replies:
+    """Put replies to the sites that were asked; of several from one site the first that is no error counts."""
     by_site: dict[str, Message] = {}
     missing: dict[str, UpdateError] = {}
     for reply in replies:
-        site = site_of.get(reply.metadata.reply_to_message_id)
+        site = asked.site_of(reply)
         if site is None:
             continue
         if reply.has_error():
             missing[site] = UpdateError("error-reply", f"code {reply.error.code}: {reply.error.reason}")
         else:
-            by_site[site] = reply
-    for site in asked.keys() - by_site.keys() - missing.keys():
+            by_site.setdefault(site, reply)
+    for site in set(asked) - by_site.keys() - missing.keys():
         missing[site] = UpdateError("no-reply", "no reply within the deadline")
+    missing = {site: error for site, error in missing.items() if site not in by_site}
     return Replies(dict(sorted(by_site.items())), dict(sorted(missing.items())))

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 import tomli_w
 
 from common.checkpoint import code_version
+from common.deployment.ports import free_port
 from common.errors import LaunchError, SettingsError
 from common.paths import default_sites
 from common.settings import Settings, Value, flatten
@@ -263,13 +263,6 @@ def local_superlink(home: Path, environment: Environment) -> Iterator[int]:
         _wait_until_it_listens(superlink, log)
         with child(start, environment, output.fileno(), home):
             yield port
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], log: Path) -> None:

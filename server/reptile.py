@@ -29,9 +29,11 @@ from common.messages import (
     payload_bytes,
 )
 from common.plan import Plan
-from server.collect import sort_out
+from common.trust.seals import Opened
+from server.collect import Asked, sort_out
 from server.outer import SiteUpdate, advance, step_size, without_quorum
 from server.roster import Roster, held_out, sample_sites
+from server.trust import NoKeys, Trust, base_of
 
 log = logging.getLogger("fedreptile.server")
 
@@ -54,6 +56,19 @@ class RoundReport:
     sites: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Judged sites -> accuracy before and after."""
     causes: Mapping[str, int] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Sites of the run that could not be asked -> why."""
+    ledgers: Mapping[str, str] = field(default_factory=dict)
+    """Sites whose updates were used -> hash of the entry in the site's own ledger, which so has a witness."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an answer has to belong to."""
+
+    round: int
+    kind: str
+    base: str
 
 
 class Reptile(Strategy):
@@ -64,13 +79,15 @@ class Reptile(Strategy):
     the strategy's: the arrays that Flower hands back and forth are a copy for its use.
     """
 
-    def __init__(self, plan: Plan, state: RunState, roster: Roster) -> None:
+    def __init__(self, plan: Plan, state: RunState, roster: Roster, trust: Trust | None = None) -> None:
         self.plan = plan
         self.settings = plan.settings
         self.state = state
         self.roster = roster
-        self.asked: dict[str, Message] = {}
+        self.trust = trust or NoKeys()
+        self.asked = Asked({})
         self.report: RoundReport | None = None
+        self._question = Question(0, "", "")
         self._bytes_down = 0
 
     def arrays(self) -> ArrayRecord:
@@ -82,9 +99,9 @@ class Reptile(Strategy):
     ) -> Iterable[Message]:
         """Ask this round's sample of sites to adapt, and from time to time to judge as well."""
         self.roster.welcome(grid)
-        names = sorted(self.roster.nodes)
-        away = set(held_out(names, self.settings))
-        chosen = sample_sites([name for name in names if name not in away], self.state.round, self.settings)
+        away = set(held_out(sorted(self.roster.nodes), self.settings))
+        names = [name for name in self.roster.free() if name not in away]
+        chosen = sample_sites(names, self.state.round, self.settings)
         due = self._judging_is_due(self.state.round + 1) and not self.settings.judge.held_out
         return self._ask(chosen, "train", judge=due)
 
@@ -98,11 +115,14 @@ class Reptile(Strategy):
         sorted_out = sort_out(self.asked, replies)
         dropped = dict(sorted_out.missing)
         updates: dict[str, Update] = {}
+        ledgers: dict[str, str] = {}
         bytes_up = 0
         for site, reply in sorted_out.by_site.items():
             try:
                 bytes_up += sum(payload_bytes(reply.content).values())
-                updates[site] = decode_update(reply.content, self.plan.agreed)
+                answer = self._opened(site, reply)
+                updates[site] = decode_update(answer.content, self.plan.agreed)
+                ledgers |= {site: answer.facts.ledger} if answer.facts.ledger else {}
             except UpdateError as error:
                 dropped[site] = error
         for site, why in dropped.items():
@@ -124,6 +144,8 @@ class Reptile(Strategy):
                 if "accuracy-after" in update.scalars
             },
             causes=dict(Counter(error.cause for error in dropped.values())),
+            absent=self.roster.absent(),
+            ledgers=ledgers,
         )
         if not quorum:
             self.state = without_quorum(self.state)
@@ -142,7 +164,8 @@ class Reptile(Strategy):
     ) -> Iterable[Message]:
         """Ask the held-out sites to judge, every ``judge.every`` rounds and after the last."""
         due = self._judging_is_due(self.state.round)
-        return self._ask(held_out(sorted(self.roster.nodes), self.settings) if due else [], "evaluate", judge=True)
+        judges = set(held_out(sorted(self.roster.nodes), self.settings)) if due else set()
+        return self._ask([name for name in self.roster.free() if name in judges], "evaluate", judge=True)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Take the mean over the held-out sites that answered, each weighing the same."""
@@ -150,7 +173,7 @@ class Reptile(Strategy):
         judged: dict[str, Mapping[str, float]] = {}
         for site, reply in sorted_out.by_site.items():
             try:
-                judged[site] = decode_judged(reply.content).scalars
+                judged[site] = decode_judged(self._opened(site, reply).content).scalars
             except UpdateError as error:
                 log.warning("judging: nothing used from site %s: %s", site, error)
         for site, why in sorted_out.missing.items():
@@ -167,7 +190,7 @@ class Reptile(Strategy):
 
     def ask_for_class_tables(self) -> Iterable[Message]:
         """Ask every site for sums of embeddings by class under the params as they are now."""
-        return self._ask(sorted(self.roster.nodes), "query.class_table", judge=False)
+        return self._ask(self.roster.free(), "query.class_table", judge=False)
 
     def add_class_tables(self, replies: Iterable[Message]) -> dict[str, tuple[torch.Tensor, int]]:
         """Return sums of embeddings and counts by class name, over the sites that let theirs out."""
@@ -177,7 +200,7 @@ class Reptile(Strategy):
             log.info("no class table from site %s: %s", site, why)
         for site, reply in sorted_out.by_site.items():
             try:
-                _add_table(found, decode_class_table(reply.content, self.plan.agreed))
+                _add_table(found, decode_class_table(self._opened(site, reply).content, self.plan.agreed))
             except UpdateError as error:
                 log.warning("class table of site %s dropped: %s", site, error)
         return dict(sorted(found.items()))
@@ -204,15 +227,20 @@ class Reptile(Strategy):
         return Request(self.state.round + 1, params, self.plan.slots.pack(self.state.slots).numpy(), judge)
 
     def _ask(self, sites: list[str], kind: str, *, judge: bool) -> Iterable[Message]:
-        self.asked, self._bytes_down = {}, 0
+        self.asked, self._bytes_down = Asked({}), 0
         if not sites:
             return []
         request = self._request(judge=judge)
-        content = encode_request(request, self.plan.agreed.digest)
+        content = self.trust.request(encode_request(request, self.plan.agreed.digest), request.round, kind)
         group = str(request.round)
-        self.asked = {site: Message(content, self.roster.nodes[site], kind, group_id=group) for site in sites}
+        self._question = Question(request.round, kind, base_of(content))
+        self.asked = Asked({site: Message(content, self.roster.nodes[site], kind, group_id=group) for site in sites})
         self._bytes_down = len(sites) * sum(payload_bytes(content).values())
-        return list(self.asked.values())
+        return self.asked.messages()
+
+    def _opened(self, site: str, reply: Message) -> Opened:
+        question = self._question
+        return self.trust.answer(reply.content, site, question.round, question.kind, question.base)
 
     def _by_name(self, site: str, update: Update) -> SiteUpdate:
         delta = self.plan.update.unpack(torch.tensor(update.delta))

@@ -1,6 +1,7 @@
 """Which sites take part: sites introduce themselves by name, since Flower's node ids are random in every run."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from common.errors import RoundError, UpdateError
 from common.messages import Introduction, decode_introduction
 from common.seeds import seed_of
 from common.settings import Settings
+from common.trust.seals import unsealed
+from server.trust import NoKeys, Trust, base_of
 
 log = logging.getLogger("fedreptile.server")
 
 PAUSE = 0.5
 """Seconds between looks for new nodes."""
+NO_ROUND = 0
+"""Introductions belong to a run and to none of its rounds."""
 ASK_AGAIN = 60.0
 """Seconds after which a refused node is asked again."""
 
@@ -28,15 +33,39 @@ class Refusal:
     since: float
 
 
-class Roster:
-    """Node ids and introductions by site name."""
+@dataclass(frozen=True)
+class Busy:
+    """A site that has not answered in time and may still be at work."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    messages: frozenset[str]
+    """Ids of what it was asked."""
+    round: int
+    since: str
+    """When its node was last activated, by Flower."""
+
+
+class Roster:
+    """Node ids and introductions by site name; who is busy, and who left."""
+
+    def __init__(self, trust: Trust | None = None, now: Callable[[], float] = time.monotonic) -> None:
         self.nodes: dict[str, int] = {}
         self.introductions: dict[str, Introduction] = {}
         self.refused: dict[int, Refusal] = {}
+        self.busy: dict[str, Busy] = {}
+        self.expected: set[str] = set()
+        """Sites that have taken part and are not given up."""
         self._asked: dict[str, Message] = {}
+        self._trust = trust or NoKeys()
         self._now = now
+
+    def free(self) -> list[str]:
+        """Return the sites that are here and not busy, by name."""
+        return sorted(self.nodes.keys() - self.busy.keys())
+
+    def absent(self) -> dict[str, str]:
+        """Return the expected sites that cannot be asked, and why."""
+        busy = {site: f"still at work on round {busy.round}" for site, busy in sorted(self.busy.items())}
+        return busy | dict.fromkeys(sorted(self.expected - self.nodes.keys()), "not connected")
 
     def welcome(self, grid: Grid) -> None:
         """Ask new nodes to introduce themselves, admit those that have answered, forget those that left.
@@ -46,7 +75,10 @@ class Roster:
         again after a while, since Flower does not say when a site was mended and restarted.
         """
         present = set(grid.get_node_ids())
-        self.nodes = {name: node for name, node in self.nodes.items() if node in present}
+        for name in sorted(name for name, node in self.nodes.items() if node not in present):
+            log.warning("site %s is not connected any more", name)
+            del self.nodes[name]
+            self.busy.pop(name, None)
         self._asked = {key: message for key, message in self._asked.items() if int(key) in present}
         self.refused = {
             node: refusal
@@ -54,11 +86,33 @@ class Roster:
             if node in present and self._now() - refusal.since < ASK_AGAIN
         }
         strangers = present - set(self.nodes.values()) - self.refused.keys() - {int(key) for key in self._asked}
-        asked = {str(node): Message(RecordDict(), node, "query") for node in sorted(strangers)}
-        grid.push_messages(asked.values())
-        self._asked |= asked
+        if strangers:
+            content = self._trust.request(RecordDict(), NO_ROUND, "query")
+            asked = {str(node): Message(content, node, "query") for node in sorted(strangers)}
+            grid.push_messages(list(asked.values()))
+            self._asked |= asked
         for key, reply in self._answers(grid):
             self._admit(int(key), reply)
+        if self.busy:
+            self._free_those_that_answered(grid)
+
+    def keep_busy(self, grid: Grid, site: str, messages: set[str], round_number: int) -> None:
+        """Do not ask a site anything more until it has answered, or its node has started anew."""
+        self.busy[site] = Busy(
+            frozenset(messages), round_number, self._activated(grid).get(self.nodes.get(site, 0), "")
+        )
+
+    def _free_those_that_answered(self, grid: Grid) -> None:
+        activated = self._activated(grid)
+        for site, busy in list(self.busy.items()):
+            answered = list(grid.pull_messages(sorted(busy.messages)))
+            if answered or activated.get(self.nodes[site], "") != busy.since:
+                log.info("site %s is free again; its late answer to round %d is not used", site, busy.round)
+                del self.busy[site]
+                self.expected.add(site)
+
+    def _activated(self, grid: Grid) -> dict[int, str]:
+        return {node.node_id: node.last_activated_at for node in grid.get_nodes()}
 
     @property
     def waiting(self) -> bool:
@@ -74,14 +128,12 @@ class Roster:
             for reply in replies:
                 key = key_of.get(reply.metadata.reply_to_message_id)
                 if key is not None:
-                    del self._asked[key]
                     yield key, reply
+                    del self._asked[key]
 
     def _admit(self, node: int, reply: Message) -> None:
         try:
-            if reply.has_error():
-                raise UpdateError("error-reply", f"code {reply.error.code}: {reply.error.reason}")
-            introduction = decode_introduction(reply.content)
+            introduction = self._introduction(node, reply)
             if introduction.name in self.nodes:
                 raise UpdateError(
                     "same-name", f"a site named {introduction.name!r} is already here; give each site a name of its own"
@@ -92,6 +144,16 @@ class Roster:
             return
         self.nodes[introduction.name] = node
         self.introductions[introduction.name] = introduction
+        self.expected.add(introduction.name)
+
+    def _introduction(self, node: int, reply: Message) -> Introduction:
+        if reply.has_error():
+            raise UpdateError("error-reply", f"code {reply.error.code}: {reply.error.reason}")
+        introduction = decode_introduction(unsealed(reply.content))
+        self._trust.check_name(node, introduction.name)
+        base = base_of(self._asked[str(node)].content)
+        self._trust.answer(reply.content, introduction.name, NO_ROUND, "query", base)
+        return introduction
 
     def wait_for(self, grid: Grid, count: int, deadline: float, sleep: Callable[[float], None] = time.sleep) -> None:
         """Wait until this many sites have introduced themselves.
@@ -108,6 +170,24 @@ class Roster:
             hopeless = not self._asked and len(self.nodes) + len(self.refused) >= count
             if hopeless or self._now() - began >= deadline:
                 raise RoundError(self._too_few(count, self._now() - began))
+            sleep(PAUSE)
+
+    def wait_for_share(
+        self, grid: Grid, share: float, deadline: float, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        """Wait until that share of the expected sites is here and free, at least one, or ``deadline`` seconds are over.
+
+        Sites that do not come back in that time are not expected any more, so that they are waited for once only.
+        """
+        began = self._now()
+        while True:
+            self.welcome(grid)
+            if len(self.free()) >= max(1, math.ceil(share * len(self.expected))):
+                return
+            if self._now() - began >= deadline:
+                log.warning("gone on without: %s", "; ".join(f"{k} ({v})" for k, v in self.absent().items()))
+                self.expected = set(self.free())
+                return
             sleep(PAUSE)
 
     def _too_few(self, count: int, seconds: float) -> str:

@@ -1,32 +1,42 @@
 """Rounds from a first or resumed state to the last, with everything kept on disk."""
 
+import contextlib
 import dataclasses
 import json
 import logging
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from common.checkpoint import NAME, RunState, read_checkpoint, write_atomically, write_checkpoint
+from common.deployment.lock import hold
 from common.errors import CheckpointError, RoundError, SettingsError
 from common.learning.params import Params
+from common.messages import Introduction
 from common.paths import data_home
 from common.plan import Plan, plan_for
 from common.settings import Settings, flatten
-from server.collect import collect
+from server.collect import collect, sort_out
 from server.reptile import Reptile, RoundReport
 from server.roster import Roster
+from server.trust import trust_from_environment
 
 log = logging.getLogger("fedreptile.server")
 rounds_log = logging.getLogger("fedreptile.rounds")
 """One record a round, with the report as ``record.report``."""
 
 JOURNAL = "rounds.jsonl"
+IDENTITY = "identity"
+SITES = "sites.json"
+LOCK = "lock"
+LOCK_SECONDS = 90.0
+"""A ServerApp that Flower has given up needs about a minute to notice."""
 MAY_CHANGE = frozenset(
     {
         "run.dir",
@@ -59,9 +69,32 @@ class RunFolder:
     def checkpoint(self) -> Path:
         return self.path / NAME
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder to this process. Raises RoundError if another one has it, such as a run that seemed lost."""
+        file = hold(self.path / LOCK, LOCK_SECONDS)
+        if file is None:
+            raise RoundError(f"another process works on the run in {self.path}; stop that one, or wait for its end")
+        with file:
+            yield
+
+    def identity(self) -> str:
+        """Return what names this run in signatures: made when the run is begun, the same when it is resumed."""
+        file = self.path / IDENTITY
+        if not file.exists() or not self.checkpoint.exists():
+            write_atomically(file, secrets.token_hex(16).encode())
+        return file.read_text(encoding="ascii")
+
     def append(self, report: RoundReport, seconds: float) -> None:
         with (self.path / JOURNAL).open("a", encoding="utf-8") as file:
             file.write(json.dumps({**dataclasses.asdict(report), "seconds": seconds}) + "\n")
+
+    def note_sites(self, introductions: Mapping[str, Introduction]) -> None:
+        """Write what the sites say about themselves, when that has changed."""
+        text = json.dumps({name: dataclasses.asdict(said) for name, said in sorted(introductions.items())}, indent=1)
+        file = self.path / SITES
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            write_atomically(file, text.encode())
 
     def cut_back(self, rounds: int) -> None:
         """Drop journal lines of later rounds, and a last line that a crash left half-written."""
@@ -132,12 +165,18 @@ def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = ti
     The state is on disk every ``run.checkpoint-seconds``, at the end, and when interrupted.
 
     Raises:
-        RoundError: if too few sites join, or too many rounds in a row have no quorum.
+        RoundError: if too few sites join, too many rounds in a row have no quorum, or another process is at it.
         CheckpointError, SettingsError: see ``load_or_begin``.
     """
     plan, folder = plan_for(settings), RunFolder.of(settings)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    strategy = Reptile(plan, load_or_begin(plan, folder), Roster())
+    with folder.held():
+        return _all_rounds(grid, plan, folder, now)
+
+
+def _all_rounds(grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], float]) -> RunState:
+    settings = plan.settings
+    trust = trust_from_environment(folder.identity())
+    strategy = Reptile(plan, load_or_begin(plan, folder), Roster(trust), trust)
     if strategy.state.round >= settings.run.rounds:
         log.info("all %d rounds are done already", settings.run.rounds)
         return strategy.state
@@ -151,6 +190,7 @@ def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = ti
             _one_round(grid, strategy)
             assert strategy.report is not None
             folder.append(strategy.report, now() - began)
+            folder.note_sites(strategy.roster.introductions)
             rounds_log.info(_told(strategy.report, settings.run.rounds), extra={"report": strategy.report})
             if strategy.state.failed >= settings.outer.failed_rounds:
                 raise _no_quorum(strategy)
@@ -158,7 +198,8 @@ def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = ti
                 write_checkpoint(folder.checkpoint, strategy.state, settings)
                 written = now()
         if settings.outer.class_tables:
-            replies = collect(grid, strategy.ask_for_class_tables(), settings.outer.deadline)
+            strategy.ask_for_class_tables()
+            replies = collect(grid, strategy.asked, settings.outer.deadline)
             strategy.state = dataclasses.replace(strategy.state, prototypes=strategy.add_class_tables(replies))
     finally:
         if strategy.state.round:
@@ -168,12 +209,24 @@ def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = ti
 
 def _one_round(grid: Grid, strategy: Reptile) -> None:
     """Take one round by the hooks that Flower's own ``Strategy.start`` calls, with our deadline."""
-    deadline, number = strategy.settings.outer.deadline, strategy.state.round + 1
+    outer, number = strategy.settings.outer, strategy.state.round + 1
     arrays, config = ArrayRecord(), ConfigRecord()  # the strategy has its own state
-    asked = strategy.configure_train(number, arrays, config, grid)
-    strategy.aggregate_train(number, collect(grid, asked, deadline))
-    asked = strategy.configure_evaluate(number, arrays, config, grid)
-    strategy.aggregate_evaluate(number, collect(grid, asked, deadline))
+    strategy.roster.wait_for_share(grid, outer.quorum, outer.deadline)
+    strategy.configure_train(number, arrays, config, grid)
+    replies = collect(grid, strategy.asked, outer.deadline, strategy.needed(len(strategy.asked)))
+    _note_busy(grid, strategy, replies, number)
+    strategy.aggregate_train(number, replies)
+    strategy.configure_evaluate(number, arrays, config, grid)
+    replies = collect(grid, strategy.asked, outer.deadline)
+    _note_busy(grid, strategy, replies, number)
+    strategy.aggregate_evaluate(number, replies)
+
+
+def _note_busy(grid: Grid, strategy: Reptile, replies: list[Message], number: int) -> None:
+    """Those that have not answered in time are at work still, and are not asked again until they have."""
+    for site, why in sort_out(strategy.asked, replies).missing.items():
+        if why.cause == "no-reply" and site in strategy.roster.nodes:
+            strategy.roster.keep_busy(grid, site, strategy.asked.ids(site), number)
 
 
 def _told(report: RoundReport, rounds: int) -> str:
@@ -198,7 +251,8 @@ def _no_quorum(strategy: Reptile) -> RoundError:
     assert strategy.report is not None
     outer, needed = strategy.settings.outer, strategy.needed(len(strategy.report.asked))
     reasons = "; ".join(f"{site}: {why}" for site, why in strategy.report.dropped.items()) or "no site was there to ask"
+    rounds = "1 round" if outer.failed_rounds == 1 else f"{outer.failed_rounds} rounds in a row"
     return RoundError(
-        f"{outer.failed_rounds} rounds in a row had fewer than {needed} usable updates; the run stops after round "
-        f"{strategy.state.round} and can be resumed. Missing in the last: {reasons}"
+        f"{rounds} had fewer than {needed} usable updates; the run stops after round {strategy.state.round} and can be "
+        f"resumed. Missing in the last: {reasons}"
     )

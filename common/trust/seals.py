@@ -19,6 +19,7 @@ from common.errors import SealError
 SEAL = "seal"
 """Name of the record that holds the seal."""
 FORMAT = "1"
+NUMBERS = ("round", "issued")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Facts:
     round: int
     kind: str
     """Flower's message type: 'train', 'evaluate', 'query' or 'query.class_table'."""
+    issued: int = 0
+    """Requests: when the server made it, Unix milliseconds by its clock; a site drops what is older than the last."""
     site: str = ""
     """Who answers; empty in a request, which goes to many."""
     base: str = ""
@@ -67,7 +70,7 @@ def opened(content: RecordDict, key: Ed25519PublicKey, expected: Facts) -> Opene
     """Check a seal and return the content without it.
 
     Args:
-        expected: each of its fields that is not empty must be what the seal says.
+        expected: each of its fields that is not empty (for ``issued``: not 0) must be what the seal says.
 
     Raises:
         SealError: cause 'unsigned', 'bad-signature', 'altered' (the content is not what was signed) or
@@ -83,7 +86,7 @@ def opened(content: RecordDict, key: Ed25519PublicKey, expected: Facts) -> Opene
         raise SealError("altered", "the content is not what was signed")
     for item in fields(Facts):
         wanted, found = getattr(expected, item.name), getattr(facts, item.name)
-        if wanted not in ("", found):
+        if wanted not in ("", 0, found):
             raise SealError("replayed", f"it was signed for {item.name} {found!r}; expected {wanted!r}")
     return Opened(rest, facts, digest)
 
@@ -103,7 +106,7 @@ def _read(content: RecordDict) -> tuple[Facts, str, bytes]:
             "signature",
         }:
             raise TypeError("its entries are not those of a seal")
-        if any(type(record[f.name]) is not (int if f.name == "round" else str) for f in fields(Facts)):
+        if any(type(record[f.name]) is not (int if f.name in NUMBERS else str) for f in fields(Facts)):
             raise TypeError("an entry has the wrong type")
         values: dict[str, Any] = {f.name: record[f.name] for f in fields(Facts)}
         facts = Facts(**values)

@@ -1,15 +1,17 @@
-"""The sites of a federation: approved with their keys, or revoked. One JSON file, replaced as a whole."""
+"""The sites of a federation: approved with their keys, or revoked. One JSON file, replaced as a whole. Torch-free."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import write_atomically
+from common.deployment.lock import hold
 from common.errors import TrustError
 
 FORMAT = "1"
+PATIENCE = 30.0
+"""Seconds that a change waits for another one."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Enrolled:
 class Registry:
     sites: Mapping[str, Enrolled] = field(default_factory=dict)
     revoked: Mapping[str, str] = field(default_factory=dict)
-    """Serial number, hexadecimal -> when and why."""
+    """Serial number, hexadecimal -> when, which site and why."""
+    barred: Mapping[str, str] = field(default_factory=dict)
+    """Node and signing keys of revoked sites, written as in ``Enrolled`` -> the site. None is ever approved again."""
 
     def name_of_node(self, node_id: int) -> str | None:
         return next((name for name, site in self.sites.items() if site.node_id == node_id), None)
@@ -50,7 +54,7 @@ def read_registry(path: Path) -> Registry:
             name: Enrolled(**{**values, "serials": tuple(values["serials"]), "labels": tuple(values["labels"])})
             for name, values in found["sites"].items()
         }
-        return Registry(sites, dict(found["revoked"]))
+        return Registry(sites, dict(found["revoked"]), dict(found.get("barred", {})))
     except FileNotFoundError:
         return Registry()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -58,7 +62,30 @@ def read_registry(path: Path) -> Registry:
 
 
 def write_registry(path: Path, registry: Registry) -> None:
-    """Write the registry, whole or not at all."""
+    """Write the registry, whole or not at all. What reads it first and changes it must use ``update_registry``."""
+    from common.checkpoint import write_atomically  # brings torch, which who only reads does not need
+
     sites = {name: asdict(site) for name, site in sorted(registry.sites.items())}
-    text = json.dumps({"format": FORMAT, "sites": sites, "revoked": dict(registry.revoked)}, indent=1)
-    write_atomically(path, text.encode(), 0o600)
+    known = {"format": FORMAT, "sites": sites, "revoked": dict(registry.revoked), "barred": dict(registry.barred)}
+    write_atomically(path, json.dumps(known, indent=1).encode(), 0o600)
+
+
+def update_registry(path: Path, change: Callable[[Registry], Registry]) -> Registry:
+    """Read the registry, change it and write it, while no other process does: no approval or revocation is lost.
+
+    Raises:
+        TrustError: if it cannot be read; and what ``change`` raises. The file then stays as it was.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        file = hold(lock, PATIENCE)
+    except OSError as error:
+        raise TrustError(
+            f"{lock} cannot be made: {error.strerror or error}; is the federation's folder yours?"
+        ) from error
+    if file is None:
+        raise TrustError(f"another process has held {lock} for {PATIENCE:.0f} s; wait for it, or end it")
+    with file:
+        changed = change(read_registry(path))
+        write_registry(path, changed)
+    return changed

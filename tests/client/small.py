@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from client.settings import SiteSettings
+from client.settings import SiteSettings, parse_node_config
 from client.site import Site
 from common.messages import Request, encode_request
 from common.plan import plan_for
@@ -34,9 +33,15 @@ def settings_with(**changes: Value) -> Settings:
     return Settings.from_flat({**SMALL, **{key.replace("__", ".").replace("_", "-"): v for key, v in changes.items()}})
 
 
-def site_on(sites: Path, settings: Settings, name: str = "site-0", **own: Any) -> Site:
+def site_on(sites: Path, settings: Settings, name: str = "site-0", **own: Value) -> Site:
     """Return a site of a packed set or a folder of sites."""
-    return Site(SiteSettings(name, str(sites), **own), settings)
+    return Site(own_settings(name, str(sites), **own), settings)
+
+
+def own_settings(name: str, data: str, **own: Value) -> SiteSettings:
+    """Return a site's own settings; ``max_way=2`` is the node config key ``site-max-way``."""
+    keys = {f"site-{key}".replace("_", "-"): value for key, value in own.items()}
+    return parse_node_config({"site-name": name, "site-data": data, **keys}, Settings())
 
 
 def first_request(settings: Settings, round_number: int = 1, *, judge: bool = False) -> Request:

@@ -13,7 +13,9 @@ from flwr.app import Context, Message
 
 import client
 from client.app import app
-from client.outbound import SITE_ERROR
+from client.door.ledger import entries
+from client.door.outbound import POLICY_ERROR, SITE_ERROR
+from client.door.policy import ClassesPolicy, LimitsPolicy, Policy
 from client.settings import SiteSettings, parse_node_config
 from common.errors import SettingsError, SiteDataError
 from common.messages import (
@@ -45,7 +47,18 @@ def context(settings: Settings) -> Context:
 # --------------------------------------------------------------------------------------------- what it costs
 
 
-@pytest.mark.parametrize("module", ["client.app", "client.outbound", "client.settings", "common.messages"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "client.app",
+        "client.door.ledger",
+        "client.door.outbound",
+        "client.door.policy",
+        "client.settings",
+        "client.worker.wire",
+        "common.messages",
+    ],
+)
 def test_importing_it_does_not_import_torch(module: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import {module}, sys; assert 'torch' not in sys.modules"],
@@ -132,7 +145,9 @@ def request_with(settings: Settings, **changes: Any) -> Request:
 
 
 def test_a_class_table_that_the_site_does_not_allow_is_refused(settings: Settings, context: Context) -> None:
-    assert_refused(app(asking("query.class_table", settings), context), "OutboundError")
+    reply = app(asking("query.class_table", settings), context)
+    assert reply.error.code == POLICY_ERROR
+    assert reply.error.reason == "the site's policy refuses: classes.tables (class tables may not leave)"
 
 
 def test_params_of_another_network_are_refused(settings: Settings, context: Context) -> None:
@@ -185,13 +200,27 @@ def test_an_error_that_nobody_foresaw_is_reported_without_its_text_and_kind(
     assert_refused(app(asking("train", settings), context), "unexpected error", "secret", "ZeroDivision")
 
 
-def test_a_log_file_that_cannot_be_written_keeps_the_answer_here_and_sends_no_path(
+def test_a_ledger_that_cannot_be_written_keeps_the_answer_here_and_sends_no_path(
     settings: Settings, digit_sites: Path, tmp_path: Path
 ) -> None:
     """An exception out of the ClientApp would be sent to the server by Flower, text and all."""
-    own = {"site-name": "site-2", "site-data": str(digit_sites), "site-log": str(tmp_path / "secret" / "log.jsonl")}
-    reply = app(asking("train", settings), context_of(own, settings))
-    assert reply.has_error() and "secret" not in (reply.error.reason or "")
+    (tmp_path / "secret").write_bytes(b"")
+    own = {"site-name": "site-2", "site-data": str(digit_sites), "site-ledger": str(tmp_path / "secret" / "ledger")}
+    assert_refused(app(asking("train", settings), context_of(own, settings)), "LedgerError", "secret")
+
+
+def test_what_leaves_a_site_that_is_not_enrolled_is_entered_in_its_ledger(
+    settings: Settings, digit_sites: Path, tmp_path: Path
+) -> None:
+    own = {"site-name": "site-2", "site-data": str(digit_sites), "site-ledger": str(tmp_path / "ledger")}
+    for kind in ("query", "train", "query.class_table"):
+        app(asking(kind, settings), context_of(own, settings))
+    found = list(entries(tmp_path / "ledger"))
+    assert [(entry.event, entry.kind, entry.content) for entry in found] == [
+        ("left", "query", "Introduction"),
+        ("left", "train", "Update"),
+        ("refused", "query.class_table", "Error"),
+    ]
 
 
 def test_after_an_error_the_next_message_is_answered(settings: Settings, context: Context) -> None:
@@ -219,7 +248,7 @@ def test_a_name_and_data_are_enough() -> None:
 
 def test_unless_a_site_says_otherwise_no_class_table_leaves_and_never_the_sum_of_a_few() -> None:
     site = parse_node_config(NEEDED, RUN)
-    assert not site.class_tables and site.min_count >= 5
+    assert not site.policy.classes.tables and site.policy.classes.minimum >= 5
 
 
 def test_every_site_setting_has_its_node_config_key() -> None:
@@ -234,9 +263,10 @@ def test_every_site_setting_has_its_node_config_key() -> None:
         "site-max-shot": 2,
         "site-max-steps": 1,
         "site-cache": "off",
-        "site-log": "/log/out.jsonl",
+        "site-ledger": "/ledger",
     }
-    expected = SiteSettings("line-3", "/data/line-3", "cuda:1", 4, True, 20, False, 3, 2, 1, "off", "/log/out.jsonl")
+    policy = Policy(classes=ClassesPolicy(False, True, 20), limits=LimitsPolicy(3, 2, 1))
+    expected = SiteSettings("line-3", "/data/line-3", "cuda:1", 4, "off", "/ledger", policy)
     assert parse_node_config(given, RUN) == expected
 
 
@@ -279,12 +309,12 @@ def test_what_is_missing_or_empty_is_named_with_an_example(missing: str) -> None
         ("site-threads", "2", "int"),
         ("site-threads", 1.0, "int"),
         ("site-threads", True, "int"),
-        ("site-min-count", "many", "int"),
-        ("site-class-tables", 1, "bool"),
-        ("site-class-tables", "true", "bool"),
-        ("site-class-names", "no", "bool"),
-        ("site-max-way", False, "int"),
-        ("site-log", 0, "str"),
+        ("site-min-count", "many", "a whole number"),
+        ("site-class-tables", 1, "true or false"),
+        ("site-class-tables", "true", "true or false"),
+        ("site-class-names", "no", "true or false"),
+        ("site-max-way", False, "a whole number"),
+        ("site-ledger", 0, "str"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_the_right_one(key: str, value: Value, kind: str) -> None:
@@ -324,7 +354,7 @@ def test_a_simulated_node_is_the_site_of_its_position(digit_sites: Path) -> None
 def test_a_simulated_node_keeps_the_site_settings_that_it_is_given(digit_sites: Path) -> None:
     run = settings_with(data__sites=str(digit_sites))
     found = parse_node_config({"partition-id": 1, "num-partitions": 8, "site-max-way": 2}, run)
-    assert found == SiteSettings("site-1", str(digit_sites), max_way=2)
+    assert found == SiteSettings("site-1", str(digit_sites), policy=Policy(limits=LimitsPolicy(way=2)))
 
 
 def test_without_a_path_in_the_run_simulated_sites_are_those_of_the_data_home(

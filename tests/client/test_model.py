@@ -18,7 +18,6 @@ from torch import Tensor
 from client.data.folder import open_folder
 from client.data.sites import open_site_data, site_names
 from client.model import SiteModel, adapt_site, read_model, split
-from client.settings import SiteSettings
 from client.site import Site
 from common.checkpoint import Checkpoint, RunState, write_checkpoint
 from common.errors import CheckpointError, FedreptileError, SettingsError, SiteDataError
@@ -28,7 +27,7 @@ from common.messages import Request
 from common.plan import plan_for
 from common.settings import Value
 from simulations.reference import centralised_reptile
-from tests.client.small import NumberedData, rows_in, settings_with
+from tests.client.small import NumberedData, own_settings, rows_in, settings_with
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -273,7 +272,7 @@ def federated(digit_folders: Path, digit_sites: Path) -> Checkpoint:
     settings = checkpoint.settings
     sites = {name: open_site_data(digit_sites, name, settings.data) for name in site_names(digit_sites)}
     params = centralised_reptile(sites, settings)
-    own = SiteSettings("line-2", str(digit_folders), class_tables=True, min_count=2)
+    own = own_settings("line-2", str(digit_folders), class_tables=True, min_count=2)
     packed = plan_for(settings).params.pack(params).numpy()
     table = Site(own, settings).class_table(Request(1, packed, np.empty(0, np.float32), False))
     sums = [torch.tensor(total) for total in table.sums]

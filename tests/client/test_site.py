@@ -22,8 +22,8 @@ from common.learning.reptile import Adapted, adapt
 from common.learning.threads import threads
 from common.messages import SCALARS, Request, Update
 from common.plan import plan_for
-from common.settings import InnerLoop, Settings
-from tests.client.small import NumberedData, first_request, rows_in, settings_with, site_on
+from common.settings import InnerLoop, Settings, Value
+from tests.client.small import NumberedData, first_request, own_settings, rows_in, settings_with, site_on
 
 NETWORKS = '''
 import math
@@ -68,8 +68,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     sys.modules.pop("site_test_networks", None)
 
 
-def site_with(data: SiteData, settings: Settings, **own: object) -> Site:
-    site = Site(SiteSettings("line-3", "/nowhere", **own), settings)  # type: ignore[arg-type]
+def site_with(data: SiteData, settings: Settings, **own: Value) -> Site:
+    site = Site(own_settings("line-3", "/nowhere", **own), settings)
     site.__dict__["data"] = data
     return site
 

@@ -24,8 +24,8 @@ def strategy_with(answers: dict[int, Answer], **changes: Value) -> tuple[Reptile
 
 
 def one_round(strategy: Reptile, grid: ScriptedGrid) -> None:
-    asked = strategy.configure_train(strategy.state.round + 1, strategy.arrays(), ConfigRecord(), grid)
-    strategy.aggregate_train(strategy.state.round + 1, collect(grid, asked, 0.05))
+    strategy.configure_train(strategy.state.round + 1, strategy.arrays(), ConfigRecord(), grid)
+    strategy.aggregate_train(strategy.state.round + 1, collect(grid, strategy.asked, 0.05))
 
 
 def moved_by(strategy: Reptile) -> torch.Tensor:

@@ -3,12 +3,13 @@
 from collections import Counter
 
 import pytest
-from flwr.app import ConfigRecord, Error, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import RoundError
 from common.settings import Settings
 from server.roster import Roster, held_out, sample_sites
-from tests.server.scripted import Clock, ScriptedGrid, introduction
+from tests.server.scripted import Clock, ScriptedGrid, introduction, site, small_plan
 
 NAMES = [f"site-{i:02d}" for i in range(12)]
 
@@ -55,7 +56,7 @@ def test_a_node_that_answers_with_something_else_takes_no_part(answer: RecordDic
 def test_a_refused_node_is_asked_again_after_a_while_since_its_site_may_have_been_mended() -> None:
     clock = Clock()
     grid = ScriptedGrid({7: lambda m: Error(100, "broken")})
-    roster = Roster(clock.now)
+    roster = Roster(now=clock.now)
     roster.welcome(grid)
     grid.answers[7] = lambda m: introduction("north")
     roster.welcome(grid)
@@ -84,21 +85,21 @@ def test_waiting_ends_when_enough_sites_are_here() -> None:
         node = len(grid.answers)
         grid.answers[node] = lambda m: introduction(f"site-{node}")
 
-    Roster(clock.now).wait_for(grid, 3, 60.0, sleep)
+    Roster(now=clock.now).wait_for(grid, 3, 60.0, sleep)
     assert clock.time < 10
 
 
 def test_too_few_sites_end_the_wait_with_their_names() -> None:
     grid, clock = ScriptedGrid({5: lambda m: introduction("north")}), Clock()
     with pytest.raises(RoundError, match=r"1 of 2 sites joined within 60 s \(here: north\)"):
-        Roster(clock.now).wait_for(grid, 2, 60.0, clock.sleep)
+        Roster(now=clock.now).wait_for(grid, 2, 60.0, clock.sleep)
     assert clock.time >= 60
 
 
 def test_when_enough_nodes_are_here_but_refused_the_wait_ends_at_once_with_the_reason() -> None:
     grid, clock = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: Error(100, "no data")}), Clock()
     with pytest.raises(RoundError, match=r"1 of 2 sites joined .* no data"):
-        Roster(clock.now).wait_for(grid, 2, 60.0, clock.sleep)
+        Roster(now=clock.now).wait_for(grid, 2, 60.0, clock.sleep)
     assert clock.time < 1
 
 
@@ -129,3 +130,63 @@ def test_held_out_sites_depend_on_the_seed_and_not_on_the_order_of_names() -> No
     assert len(held_out(NAMES, settings)) == 3
     seeds = {tuple(held_out(NAMES, settings.with_values({"run.seed": seed}))) for seed in range(9)}
     assert len(seeds) > 1
+
+
+def test_a_site_that_has_not_answered_is_not_asked_again_until_it_has() -> None:
+    plan = small_plan()
+    late: list[RecordDict] = []
+    grid = ScriptedGrid({1: site("a", plan), 2: site("b", plan)})
+    roster = Roster()
+    roster.welcome(grid)
+    asked = Message(RecordDict(), 2, "train")
+    grid.push_messages([asked])
+    grid.answers[2] = lambda message: late.pop() if late else None
+    roster.keep_busy(grid, "b", {asked.metadata.message_id}, 4)
+    roster.welcome(grid)
+    assert roster.free() == ["a"] and roster.absent() == {"b": "still at work on round 4"}
+    late.append(RecordDict())
+    roster.welcome(grid)
+    assert roster.free() == ["a", "b"] and not roster.absent()
+
+
+def test_a_busy_site_whose_node_started_anew_is_free_again() -> None:
+    plan = small_plan()
+    since = {1: "monday"}
+
+    class Grid(ScriptedGrid):
+        def get_nodes(self) -> list[NodeInfo]:
+            return [NodeInfo(node_id=node, last_activated_at=text) for node, text in since.items()]
+
+    grid, roster = Grid({1: site("a", plan)}), Roster()
+    roster.welcome(grid)
+    asked = Message(RecordDict(), 1, "train")
+    grid.push_messages([asked])
+    grid.answers[1] = lambda message: None
+    roster.keep_busy(grid, "a", {asked.metadata.message_id}, 1)
+    roster.welcome(grid)
+    assert roster.free() == []
+    since[1] = "tuesday"
+    roster.welcome(grid)
+    assert roster.free() == ["a"]
+
+
+def test_a_round_waits_for_sites_that_left_and_goes_on_without_them_once_they_stay_away() -> None:
+    plan, clock = small_plan(), Clock()
+    grid, roster = ScriptedGrid({n: site(f"site-{n}", plan) for n in (1, 2, 3, 4)}), Roster(now=clock.now)
+    roster.welcome(grid)
+    gone = [grid.answers.pop(n) for n in (2, 3, 4)]
+
+    def back_after_a_minute(seconds: float) -> None:
+        clock.sleep(seconds)
+        if clock.time > 60:
+            grid.answers[2] = gone[0]
+
+    roster.wait_for_share(grid, 0.5, 600.0, back_after_a_minute)
+    assert roster.free() == ["site-1", "site-2"] and 60 < clock.time < 70
+    assert roster.absent() == {"site-3": "not connected", "site-4": "not connected"}
+    began = clock.time
+    roster.wait_for_share(grid, 1.0, 100.0, clock.sleep)
+    assert 100 <= clock.time - began < 110 and not roster.absent()
+    began = clock.time
+    roster.wait_for_share(grid, 1.0, 100.0, clock.sleep)
+    assert clock.time - began < 1

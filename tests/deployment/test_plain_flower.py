@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import ipaddress
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from client.door.ledger import entries
 from common.checkpoint import read_checkpoint
+from common.deployment.ports import free_port
 from common.settings import Value
-from server.launch import APP, Environment, child, flower_environment, free_port, stage_app, submit
+from server.launch import APP, Environment, child, flower_environment, stage_app, submit
 from server.rounds import read_journal
 
 PATIENCE = 60.0
@@ -90,8 +91,8 @@ class Federation:
 
     @contextlib.contextmanager
     def supernode(self, site: str, data: Path, key: Path | None) -> Iterator[subprocess.Popen[bytes]]:
-        """Have a site's SuperNode, whose output goes to ``<site>.out`` and whose outbound log to ``<site>.log``."""
-        own = f'site-name="{site}" site-data="{data}" site-log="{self.folder / site}.log"'
+        """Have a site's SuperNode, whose output goes to ``<site>.out`` and whose ledger is ``<site>``."""
+        own = f'site-name="{site}" site-data="{data}" site-ledger="{self.folder / site}"'
         words = ["flower-supernode", "--superlink", self.address, "--root-certificates", str(self.folder / "ca.crt")]
         words += ["--node-config", own, "--port", str(free_port())]
         words += ["--auth-supernode-private-key", str(key)] if key else []
@@ -151,9 +152,9 @@ def test_registered_sites_finish_a_run_and_strangers_are_refused(federation: Fed
         assert all(stranger.wait(PATIENCE) != 0 for stranger in strangers)
     for stranger in ("stranger", "keyless"):
         assert "Failed to initialize the connection" in (folder / f"{stranger}.out").read_text(encoding="utf-8")
-        assert not (folder / f"{stranger}.log").exists()
+        assert not (folder / stranger).exists()
     assert read_checkpoint(run).state.round == 2
     assert [line["used"] for line in read_journal(run)] == [["line-1", "line-2"]] * 2
     for site in ("line-1", "line-2"):
-        left = [json.loads(line)["kind"] for line in (folder / f"{site}.log").read_text(encoding="utf-8").splitlines()]
+        left = [entry.content for entry in entries(folder / site)]
         assert left == ["Introduction", "Update", "Update"]

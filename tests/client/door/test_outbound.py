@@ -1,21 +1,35 @@
 """The one door. Every test is named for what somebody might try to get out, on purpose or by mistake."""
 
 import ast
-import json
+import hashlib
 import logging
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, Message, RecordDict
-from flwr.common.serde import message_to_proto
+from flwr.common.serde import message_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 import client
-from client.outbound import SITE_ERROR, leave, leave_error
+from client.app import reply
+from client.door.ledger import Ledger, LedgerIndex, entries
+from client.door.outbound import POLICY_ERROR, SITE_ERROR, Asked, Content, Door, bytes_of, door_of, refuse
+from client.door.policy import ClassesPolicy, HoursPolicy, MetricsPolicy, ParametersPolicy, Policy, TrafficPolicy
 from client.settings import SiteSettings
-from common.errors import FedreptileError, OutboundError, SiteDataError, UpdateError
+from common.errors import (
+    FedreptileError,
+    LedgerError,
+    OutboundError,
+    PolicyRefusal,
+    SiteDataError,
+    UpdateError,
+    VersionError,
+)
 from common.messages import (
     SCALARS,
     Agreement,
@@ -27,11 +41,13 @@ from common.messages import (
     decode_introduction,
     decode_judged,
     decode_update,
+    encode_update,
 )
+from common.trust.seals import Facts, digest_of, opened
 from tests.client.small import message_of
 
-OPEN = SiteSettings("line-3", "/data/line-3", class_tables=True, min_count=5)
-PRIVATE = replace(OPEN, class_names=False)
+OPEN = SiteSettings("line-3", "/data/line-3", policy=Policy(classes=ClassesPolicy(tables=True, minimum=5)))
+PRIVATE = replace(OPEN, policy=Policy(classes=ClassesPolicy(names=False, tables=True)))
 AGREED = Agreement(params=4, update=3, slots=2, embedding=2, dtype="float32", digest="d")
 
 DELTA, SLOTS = np.array([1, 2, 3], np.float32), np.array([4, 5], np.float32)
@@ -46,10 +62,27 @@ def asked() -> Message:
     return message_of("train")
 
 
+def leave(content: Content, site: SiteSettings, message: Message) -> Message:
+    """Return the reply that a site without keys gives."""
+    with door_of(site) as door:
+        return reply(door.leave(content, Asked(message.metadata.message_type, layout=("conv1.weight",))), message)
+
+
+def leave_error(error: Exception, site: SiteSettings | None, message: Message) -> Message:
+    return reply(refuse(error, site, Asked(message.metadata.message_type)), message)
+
+
 def refused(content: Any, site: SiteSettings = OPEN) -> str:
     with pytest.raises(OutboundError) as raised:
         leave(content, site, asked())
     return str(raised.value)
+
+
+def clause(content: Any, site: SiteSettings = OPEN) -> str:
+    """Return the clause by which the policy refuses content."""
+    with pytest.raises(PolicyRefusal) as raised:
+        leave(content, site, asked())
+    return raised.value.clause
 
 
 def bytes_on_the_wire(message: Message) -> bytes:
@@ -72,10 +105,10 @@ def test_each_of_the_four_kinds_arrives_as_it_left() -> None:
 
 def test_a_reply_goes_to_who_asked_and_says_what_it_answers() -> None:
     question = asked()
-    for reply in (leave(UPDATE, OPEN, question), leave_error(ValueError(), OPEN, question)):
-        assert reply.metadata.dst_node_id == question.metadata.src_node_id
-        assert reply.metadata.src_node_id == question.metadata.dst_node_id
-        assert reply.metadata.reply_to_message_id == "asked"
+    for found in (leave(UPDATE, OPEN, question), leave_error(ValueError(), OPEN, question)):
+        assert found.metadata.dst_node_id == question.metadata.src_node_id
+        assert found.metadata.src_node_id == question.metadata.dst_node_id
+        assert found.metadata.reply_to_message_id == "asked"
 
 
 @pytest.mark.parametrize("name", sorted(SCALARS))
@@ -143,20 +176,20 @@ def test_pixels_in_place_of_a_figure_under_an_agreed_name_are_refused(value: Any
 
 
 def test_a_class_table_is_refused_unless_the_site_allows_class_tables() -> None:
-    assert "site-class-tables" in refused(TABLE, replace(OPEN, class_tables=False))
-    assert "site-class-tables" in refused(TABLE, SiteSettings("line-3", "/data"))
+    assert clause(TABLE, SiteSettings("line-3", "/data")) == "classes.tables"
 
 
 def test_a_class_table_is_refused_where_class_names_are_private() -> None:
-    assert "site-class-names" in refused(TABLE, PRIVATE)
+    assert clause(TABLE, PRIVATE) == "classes.names"
 
 
 @pytest.mark.parametrize(("counts", "too_few"), [((4, 9), "dent"), ((9, 4), "scratch"), ((5, 1), "scratch")])
 def test_the_sum_of_a_class_with_fewer_inputs_than_the_minimum_is_refused(
     counts: tuple[int, int], too_few: str
 ) -> None:
-    text = refused(replace(TABLE, counts=counts))
-    assert repr(too_few) in text and "site-min-count = 5" in text
+    with pytest.raises(PolicyRefusal, match=f"class '{too_few}' has fewer than 5 inputs") as raised:
+        leave(replace(TABLE, counts=counts), OPEN, asked())
+    assert raised.value.clause == "classes.minimum"
 
 
 def test_the_sum_of_a_class_with_just_the_minimum_may_leave() -> None:
@@ -175,11 +208,11 @@ def test_names_without_counts_and_counts_without_names_are_refused() -> None:
 
 
 def test_per_class_results_are_refused_where_class_names_are_private() -> None:
-    assert "site-class-names is off" in refused(JUDGED, PRIVATE)
+    assert clause(JUDGED, PRIVATE) == "classes.names"
 
 
 def test_an_introduction_that_names_classes_is_refused_where_class_names_are_private() -> None:
-    assert "site-class-names is off" in refused(INTRODUCTION, PRIVATE)
+    assert clause(INTRODUCTION, PRIVATE) == "classes.names"
 
 
 # -------------------------------------------------------------------------------------- texts of exceptions
@@ -197,7 +230,10 @@ def own_kinds(base: type[FedreptileError] = FedreptileError) -> list[type[Fedrep
 
 
 def own_error(kind: type[FedreptileError]) -> FedreptileError:
-    return kind(SECRET_TEXT, SECRET_TEXT) if issubclass(kind, UpdateError) else kind(SECRET_TEXT)
+    if issubclass(kind, PolicyRefusal):
+        return kind("hours.work", SECRET_TEXT)
+    two = issubclass(kind, UpdateError | VersionError)
+    return kind(SECRET_TEXT, SECRET_TEXT) if two else kind(SECRET_TEXT)
 
 
 class PatientJaneDoeError(Exception):
@@ -236,17 +272,27 @@ def chained(outer: Exception, inner: Exception) -> Exception:
 
 def assert_says_nothing(reply: Message) -> None:
     assert reply.has_error() and not reply.has_content()
-    assert reply.error.code == SITE_ERROR
+    assert reply.error.code in (SITE_ERROR, POLICY_ERROR)
     sent = bytes_on_the_wire(reply).decode("latin-1")
     for secret in SECRETS:
         assert secret not in (reply.error.reason or "") and secret not in sent
 
 
-@pytest.mark.parametrize("kind", own_kinds())
+@pytest.mark.parametrize("kind", [kind for kind in own_kinds() if kind not in (PolicyRefusal, VersionError)])
 def test_the_text_of_our_own_error_stays_here_and_its_kind_and_a_constant_leave(kind: type[FedreptileError]) -> None:
     reply = leave_error(own_error(kind), OPEN, asked())
     assert_says_nothing(reply)
     assert reply.error.reason == f"{kind.__name__}: {kind.public}; the site's own log has the details"
+
+
+def test_of_a_refusal_and_of_version_skew_no_text_leaves_that_is_not_a_constant_or_a_version() -> None:
+    refusal = leave_error(own_error(PolicyRefusal), OPEN, asked())
+    assert_says_nothing(refusal)
+    assert refusal.error.code == POLICY_ERROR
+    assert refusal.error.reason == "the site's policy refuses: hours.work (outside the site's hours of work)"
+    skew = leave_error(own_error(VersionError), OPEN, asked())
+    assert_says_nothing(skew)
+    assert skew.error.reason == "VersionError: the run's code is unknown and the site has unknown"
 
 
 @pytest.mark.parametrize("case", FOREIGN)
@@ -281,63 +327,132 @@ def test_an_error_leaves_even_before_the_sites_settings_are_known() -> None:
     assert_says_nothing(leave_error(ValueError(SECRET_TEXT), None, asked()))
 
 
-# ------------------------------------------------------------------------------------------------- the log
+# ------------------------------------------------------------------------------- parameters, figures, traffic, hours
 
 
-@pytest.fixture
-def logged(tmp_path: Path) -> SiteSettings:
-    return replace(OPEN, name="Werk 3 – Halle ß", log=str(tmp_path / "outbound.jsonl"))
+def under(**sections: Any) -> SiteSettings:
+    return replace(OPEN, policy=replace(OPEN.policy, **sections))
 
 
-def lines_of(site: SiteSettings) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(site.log).read_text(encoding="utf-8").splitlines()]
+@pytest.mark.parametrize(("patterns", "leaves"), [(["conv*"], True), (["*"], True), (["head.*"], False), ([], False)])
+def test_an_update_leaves_only_if_all_of_its_parameters_may(patterns: list[str], leaves: bool) -> None:
+    site = under(parameters=ParametersPolicy(tuple(patterns)))
+    if leaves:
+        assert leave(UPDATE, site, asked()).has_content()
+    else:
+        assert clause(UPDATE, site) == "parameters.may-leave"
 
 
-def test_the_log_has_one_line_for_each_message_with_names_and_bytes_only(logged: SiteSettings) -> None:
-    introduction = replace(INTRODUCTION, name=logged.name)
-    for content in (UPDATE, JUDGED, TABLE, introduction):
-        leave(content, logged, asked())
-    leave_error(ValueError(SECRET_TEXT), logged, asked())
-    lines = lines_of(logged)
-    assert [line["kind"] for line in lines] == ["Update", "Judged", "ClassTable", "Introduction", "Error"]
-    for line in lines:
-        assert set(line) == {"time", "site", "kind", "bytes"} and line["site"] == logged.name
-        assert isinstance(line["time"], float)
-        assert line["bytes"] and all(type(size) is int and size >= 0 for size in line["bytes"].values())
-    assert [set(line["bytes"]) for line in lines] == [
-        {"update/delta", "update/slots", "scalars/num-examples", "scalars/seconds"},
-        {"scalars/accuracy-after", "per-class/names", "per-class/correct", "per-class/total"},
-        {"class-table/sums", "classes/names", "classes/counts"},
-        {f"introduction/{part}" for part in ("name", "classes", "counts", "device", "packages", "versions")},
-        {"reason"},
+def test_one_parameter_that_may_not_leave_keeps_the_whole_update() -> None:
+    door = Door(under(parameters=ParametersPolicy(("conv1.*",))))
+    with pytest.raises(PolicyRefusal, match=r"'head\.weight'"):
+        door.leave(UPDATE, Asked("train", layout=("conv1.weight", "head.weight")))
+
+
+def test_figures_that_may_not_leave_are_left_out_and_num_examples_travels() -> None:
+    site = under(metrics=MetricsPolicy(("accuracy-*",)))
+    assert decode_update(leave(UPDATE, site, asked()).content, AGREED).scalars == {"num-examples": 15.0}
+    judged = Judged({"accuracy-after": 0.5, "nll-after": 1.0})
+    assert decode_judged(leave(judged, site, asked()).content).scalars == {"accuracy-after": 0.5}
+
+
+def test_outside_its_hours_nothing_leaves_but_what_was_begun_within(tmp_path: Path) -> None:
+    site = under(hours=HoursPolicy(("mon-fri 18:00-06:00",)))
+    wednesday_noon = datetime(2026, 11, 18, 12).astimezone()
+    door = Door(site, clock=lambda: wednesday_noon)
+    for step in (lambda: door.admit(Asked("train")), lambda: door.leave(UPDATE, Asked("train"))):
+        with pytest.raises(PolicyRefusal, match=r"Wed 12:00, outside \['mon-fri 18:00-06:00'\]"):
+            step()
+    assert door.leave(UPDATE, Asked("train", begun=wednesday_noon - timedelta(hours=7)))
+
+
+def test_when_the_bytes_of_a_day_are_used_up_nothing_leaves_until_the_next(tmp_path: Path) -> None:
+    moment = datetime(2026, 11, 18, 23, 59, tzinfo=UTC)
+    size = bytes_of(encode_update(UPDATE))
+    with Ledger(tmp_path, clock=lambda: moment) as ledger:
+        door = Door(under(traffic=TrafficPolicy(2 * size)), ledger, clock=lambda: moment)
+        for _ in range(2):
+            door.leave(UPDATE, Asked("train"))
+        for refusing in (lambda: door.admit(Asked("train")), lambda: door.leave(UPDATE, Asked("train"))):
+            with pytest.raises(PolicyRefusal, match=r"traffic\.bytes-a-day"):
+                refusing()
+        moment += timedelta(minutes=1)
+        door.leave(UPDATE, Asked("train"))
+
+
+# ---------------------------------------------------------------------------------------------- ledger and seal
+
+
+def test_each_thing_that_leaves_has_an_entry_with_names_shapes_bytes_and_digest(tmp_path: Path) -> None:
+    site = replace(OPEN, ledger=str(tmp_path))
+    replies = [leave(content, site, asked()) for content in (UPDATE, JUDGED, TABLE, INTRODUCTION)]
+    leave_error(ValueError(SECRET_TEXT), site, asked())
+    found = list(entries(tmp_path))
+    assert [entry.content for entry in found] == ["Update", "Judged", "ClassTable", "Introduction", "Error"]
+    assert [entry.arrays for entry in found] == [
+        {"update/delta": [3], "update/slots": [2]},
+        {},
+        {"class-table/sums": [4]},
+        {},
+        {},
     ]
-    text = Path(logged.log).read_text(encoding="utf-8")
-    assert not [secret for secret in ("dent", "scratch", *SECRETS) if secret in text]
+    assert [entry.classes for entry in found] == [[], ["dent"], ["dent", "scratch"], ["dent"], []]
+    assert found[0].scalars == ["scalars/num-examples", "scalars/seconds"]
+    for entry, reply_ in zip(found, replies, strict=False):
+        assert entry.sha256 == digest_of(reply_.content) and entry.bytes == bytes_of(reply_.content)
+        assert entry.clauses[-2:] == ["hours.work", "traffic.bytes-a-day"]
+        assert entry.policy == OPEN.policy.digest
+    text = (tmp_path / "ledger-000001.jsonl").read_text(encoding="utf-8")
+    assert not [secret for secret in SECRETS if secret in text]
+    assert found[4].reason == f"unexpected error: {FedreptileError.public}; the site's own log has the details"
 
 
-def test_the_bytes_in_the_log_are_those_of_the_arrays(logged: SiteSettings) -> None:
-    reply = leave(UPDATE, logged, asked())
-    found = lines_of(logged)[0]["bytes"]
-    record = reply.content.array_records["update"]
-    assert found["update/delta"] == len(record["delta"].data) > DELTA.nbytes
-    assert found["update/slots"] == len(record["slots"].data) > SLOTS.nbytes
+def test_the_objects_in_the_ledger_are_those_that_flower_sends_also_after_serialisation(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        door = Door(OPEN, ledger, Ed25519PrivateKey.generate())
+        for content in (UPDATE, JUDGED, TABLE, INTRODUCTION, replace(UPDATE, delta=np.zeros(2_000_000, np.float32))):
+            answer = door.leave(content, Asked("train", "run", 3, "base"))
+            sent = reply(recorddict_from_proto(recorddict_to_proto(answer)), asked())
+            [*_, entry] = entries(tmp_path)
+            assert set(entry.objects) == get_all_nested_objects(sent).keys() - {sent.object_id}
+            assert entry.bytes == sum(len(get_all_nested_objects(answer)[item].deflate()) for item in entry.objects)
 
 
-def test_what_is_refused_is_not_logged_as_having_left(logged: SiteSettings) -> None:
-    refused(Judged({"pixel-0": 1.0}), logged)
-    assert not Path(logged.log).exists()
+def test_an_answer_is_sealed_over_what_it_answers_the_policy_and_its_entry(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    with Ledger(tmp_path) as ledger:
+        answer = Door(OPEN, ledger, key).leave(UPDATE, Asked("train", "run", 3, "base"))
+    [entry] = entries(tmp_path)
+    expected = Facts("run", 3, "train", 0, "line-3", "base", OPEN.policy.digest, entry.stamp)
+    seal = opened(answer, key.public_key(), expected)
+    assert seal.digest == entry.sha256
+    assert np.array_equal(decode_update(seal.content, AGREED).delta, DELTA)
 
 
-def test_what_cannot_be_logged_does_not_leave(logged: SiteSettings, tmp_path: Path) -> None:
-    for log in (tmp_path, tmp_path / "no folder" / "log.jsonl"):
-        with pytest.raises((OSError, FedreptileError)):
-            leave(UPDATE, replace(logged, log=str(log)), asked())
+def test_a_refusal_has_an_entry_with_its_clause_and_nothing_else(tmp_path: Path) -> None:
+    site = replace(PRIVATE, ledger=str(tmp_path))
+    with pytest.raises(PolicyRefusal) as raised:
+        leave(JUDGED, site, asked())
+    assert not (tmp_path / "ledger-000001.jsonl").exists()
+    leave_error(raised.value, site, asked())
+    [entry] = entries(tmp_path)
+    assert (entry.event, entry.clauses, entry.classes, entry.objects) == ("refused", ["classes.names"], [], [])
+    assert entry.reason == "the site's policy refuses: classes.names (class names may not leave)"
+    assert LedgerIndex(tmp_path).has_error(hashlib.sha256(entry.reason.encode()).hexdigest())
 
 
-def test_an_error_whose_log_line_cannot_be_written_still_says_nothing(logged: SiteSettings, tmp_path: Path) -> None:
-    """Otherwise the exception reaches Flower, which sends its text, with the path, to the server."""
-    nowhere = replace(logged, log=str(tmp_path / "ward-7" / "4711.jsonl"))
-    assert_says_nothing(leave_error(ValueError(SECRET_TEXT), nowhere, asked()))
+def test_what_cannot_be_entered_does_not_leave_and_the_server_is_told_a_constant(tmp_path: Path) -> None:
+    (tmp_path / "4711").write_bytes(b"")
+    site = replace(OPEN, ledger=str(tmp_path / "4711" / "ward-7"))
+    with pytest.raises(LedgerError):
+        leave(UPDATE, site, asked())
+    found = leave_error(ValueError(SECRET_TEXT), site, asked())
+    assert_says_nothing(found)
+    assert found.error.reason == LedgerError("").told()
+    assert LedgerIndex(tmp_path).has_error(hashlib.sha256(LedgerError("").told().encode()).hexdigest())
+
+
+# ------------------------------------------------------------------------------------------------- Python's log
 
 
 def test_pythons_log_has_names_and_bytes_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -347,9 +462,8 @@ def test_pythons_log_has_names_and_bytes_only(caplog: pytest.LogCaptureFixture) 
         leave_error(ValueError(SECRET_TEXT), OPEN, asked())
     lines = [record.getMessage() for record in caplog.records if record.name == "fedreptile.outbound"]
     assert [line.split(" leaves ")[0] for line in lines] == ["Update", "Judged", "ClassTable", "Introduction", "Error"]
-    total = sum(len(record.data) for record in leave(UPDATE, OPEN, asked()).content.array_records["update"].values())
-    sizes = len(str(15.0)) + len(str(0.25))
-    assert lines[0].startswith(f"Update leaves line-3: {total + sizes} bytes in update/delta, update/slots")
+    size = bytes_of(encode_update(UPDATE))
+    assert lines[0].startswith(f"Update leaves line-3: {size} bytes in update/delta, update/slots")
     assert not [secret for secret in ("dent", "scratch", *SECRETS) if secret in caplog.text]
 
 
@@ -380,14 +494,25 @@ def functions_of(tree: ast.Module) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
+def _method_of_the_door(called: ast.expr | None) -> str:
+    of_the_door = isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name) and called.value.id == "door"
+    return called.attr if of_the_door and isinstance(called, ast.Attribute) else "?"
+
+
 def callees_returned(function: ast.FunctionDef) -> set[str]:
     """Return the names of the functions whose results a function returns; '?' for anything else."""
     found = set()
     for node in ast.walk(function):
         if isinstance(node, ast.Return):
             called = node.value.func if isinstance(node.value, ast.Call) else None
-            found.add(called.id if isinstance(called, ast.Name) else "?")
+            found.add(called.id if isinstance(called, ast.Name) else _method_of_the_door(called))
     return found
+
+
+def first_arguments(function: ast.FunctionDef, called: str) -> set[str]:
+    """Return the names of the functions whose results a function hands to another as its first argument."""
+    calls = [n for n in ast.walk(function) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == called]
+    return {getattr(getattr(call.args[0], "func", None), "id", "?") for call in calls}
 
 
 def network_modules_in(tree: ast.AST) -> set[str]:
@@ -406,22 +531,35 @@ def modules_of_client() -> dict[str, ast.Module]:
 
 def test_no_other_module_of_the_client_makes_a_message() -> None:
     making = {name for name, tree in modules_of_client().items() if messages_made_in(tree)}
-    assert making == {"outbound.py"}
+    assert making == {"app.py"}
 
 
-def test_the_client_app_returns_nothing_but_what_the_door_returned() -> None:
+def test_the_client_app_returns_nothing_but_what_a_door_let_out() -> None:
     functions = functions_of(modules_of_client()["app.py"])
-    assert callees_returned(functions["answer"]) == {"leave", "leave_error"}
-    handlers = [
-        function for function in functions.values() if function.decorator_list and "Message" in ast.dump(function)
-    ]
+    assert callees_returned(functions["reply"]) == {"Message"} and callees_returned(functions["answer"]) == {"reply"}
+    assert first_arguments(functions["answer"], "reply") == {"forward", "work_inside"}
+    handlers = [function for function in functions.values() if function.decorator_list]
     assert {function.name for function in handlers} == {"train", "evaluate", "introduce", "class_table"}
     for function in handlers:
         assert callees_returned(function) == {"answer"}
 
 
-def test_no_module_of_the_client_opens_a_connection_of_its_own() -> None:
-    assert not {name: found for name, tree in modules_of_client().items() if (found := network_modules_in(tree))}
+def test_the_work_in_this_process_ends_at_the_door() -> None:
+    function = functions_of(modules_of_client()["worker/inside.py"])["work_inside"]
+    assert callees_returned(function) == {"leave", "refuse"}
+
+
+def test_of_what_handles_data_or_content_only_the_local_socket_opens_connections() -> None:
+    modules = modules_of_client()
+    inner = {
+        name: tree
+        for name, tree in modules.items()
+        if name.split("/")[0]
+        in ("data", "door", "worker", "app.py", "site.py", "model.py", "settings.py", "columns.py")
+    }
+    assert len(inner) > 15
+    found = {name: used for name, tree in inner.items() if (used := network_modules_in(tree))}
+    assert found == {"worker/wire.py": {"multiprocessing"}, "worker/serve.py": {"multiprocessing", "socket"}}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What leaves a site: its policy, its ledger, and the one door."""

@@ -1,0 +1,1 @@
+"""The gateway: the only thing of the server that sites reach."""

@@ -1,0 +1,104 @@
+"""Runs that the operator wants, each in a folder of its own: what was asked for, how far it is, how it ended."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import write_atomically
+from common.errors import DeployError
+from common.settings import Settings, Value, flatten
+from common.trust.names import checked_name
+from server.home import FederationHome
+
+RECORD, STOP, OUTCOME = "run.json", "stop", "outcome.json"
+WANTED, RUNNING, FINISHED, FAILED, STOPPED = "wanted", "running", "finished", "failed", "stopped"
+ACTIVE = frozenset({WANTED, RUNNING})
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """How a run stands."""
+
+    name: str
+    settings: Mapping[str, Value]
+    asked: str
+    """When it was asked for: ISO 8601, UTC. Runs are taken in this order, one at a time."""
+    state: str = WANTED
+    flower_run: int = 0
+    """Flower's id of the newest attempt."""
+    attempts: int = 0
+    """Attempts without a finished round in between."""
+    round: int = 0
+    """Rounds done when the newest attempt began."""
+    reason: str = ""
+    """Why it failed."""
+
+
+def ask_for_run(home: FederationHome, name: str, settings: Settings) -> RunRecord:
+    """Put a run in the queue. One of the same name that has ended is taken up again where it stood.
+
+    Raises:
+        DeployError: if it is under way, or its folder holds a run with other settings.
+    """
+    folder = home.runs / checked_name(name, "run")
+    values = {**flatten(settings), "run.dir": str(folder)}
+    found = read_run(folder) if (folder / RECORD).exists() else None
+    if found and found.state in ACTIVE:
+        raise DeployError(f"run {name!r} is {found.state} already; see 'fedreptile-server status'")
+    asked = datetime.datetime.now(datetime.UTC).isoformat()
+    record = RunRecord(name, values, asked)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STOP).unlink(missing_ok=True)
+    write_run(home, record)
+    return record
+
+
+def ask_to_stop_run(home: FederationHome, name: str) -> None:
+    """Ask for the end of a run; its checkpoint stays. Raises DeployError if it is not under way."""
+    folder = home.runs / checked_name(name, "run")
+    if not (folder / RECORD).exists() or read_run(folder).state not in ACTIVE:
+        raise DeployError(f"run {name!r} is not under way; see 'fedreptile-server status'")
+    (folder / STOP).touch()
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Raises DeployError if the folder's record is missing or damaged."""
+    path = folder / RECORD
+    try:
+        return RunRecord(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise DeployError(f"{path} cannot be read as the record of a run: {error}") from error
+
+
+def write_run(home: FederationHome, record: RunRecord) -> None:
+    write_atomically(home.runs / record.name / RECORD, json.dumps(asdict(record), indent=1).encode())
+
+
+def all_runs(home: FederationHome) -> list[RunRecord]:
+    """Return all runs, in the order in which they were asked for."""
+    found = [read_run(path.parent) for path in home.runs.glob(f"*/{RECORD}")]
+    return sorted(found, key=lambda record: record.asked)
+
+
+def update_run(home: FederationHome, record: RunRecord, **changes: Any) -> RunRecord:
+    """Write a run's record with changes and return it."""
+    changed = replace(record, **changes)
+    write_run(home, changed)
+    return changed
+
+
+def write_outcome(folder: Path, flower_run: int, error: str) -> None:
+    """Note how an attempt ended: empty for all rounds done. A process that is killed leaves none."""
+    write_atomically(folder / OUTCOME, json.dumps({"flower-run": flower_run, "error": error}).encode())
+
+
+def read_outcome(folder: Path, flower_run: int) -> str | None:
+    """Return the error with which an attempt ended, '' if it did all rounds, None if it left no note."""
+    try:
+        outcome = json.loads((folder / OUTCOME).read_text(encoding="utf-8"))
+        return str(outcome["error"]) if outcome["flower-run"] == flower_run else None
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,114 @@
+"""The steward: starts the runs that the operator wants, and starts them again when Flower lost them.
+
+Flower does not start a ServerApp again that died, nor any after its SuperLink was down for a minute. A run that is
+started again goes on from its checkpoint.
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from common.checkpoint import NAME, read_checkpoint
+from common.deployment.supervisor import end_with_parent
+from common.errors import DeployError, FedreptileError
+from common.log import show_log
+from server.enrolment.bundle import fab_of_installation
+from server.home import FederationHome
+from server.service.control import Control, control
+from server.service.runs import (
+    ACTIVE,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOP,
+    STOPPED,
+    WANTED,
+    RunRecord,
+    all_runs,
+    read_outcome,
+    update_run,
+)
+
+log = logging.getLogger("fedreptile.steward")
+
+PAUSE = 1.0
+MOST_ATTEMPTS = 20
+"""Attempts in a row without a single finished round."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m server.service.steward", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True)
+    home = FederationHome.of(parser.parse_args().home)
+    show_log()
+    end_with_parent()
+    fab, fab_hash = fab_of_installation()
+    log.info("app bundle %s", fab_hash)
+    while True:
+        try:
+            with control(home) as superlink:
+                while True:
+                    look_after(home, superlink, fab, fab_hash)
+                    time.sleep(PAUSE)
+        except FedreptileError as error:
+            log.warning("%s", error)
+            time.sleep(PAUSE)
+
+
+def look_after(home: FederationHome, superlink: Control, fab: bytes, fab_hash: str) -> None:
+    """Take the first run that is wanted one step further."""
+    record = next((run for run in all_runs(home) if run.state in ACTIVE), None)
+    if record is None:
+        return
+    folder = home.runs / record.name
+    if (folder / STOP).exists():
+        if record.flower_run and superlink.run_status(record.flower_run).status not in ("finished", "unknown"):
+            superlink.stop_run(record.flower_run)
+        (folder / STOP).unlink()
+        update_run(home, record, state=STOPPED, reason="stopped by the operator")
+        log.info("run %s is stopped", record.name)
+    elif record.state == WANTED:
+        _start(home, record, superlink, fab, fab_hash)
+    else:
+        _follow(home, record, superlink)
+
+
+def _start(home: FederationHome, record: RunRecord, superlink: Control, fab: bytes, fab_hash: str) -> None:
+    rounds = _rounds_done(home.runs / record.name)
+    attempts = 1 if rounds > record.round else record.attempts + 1
+    if attempts > MOST_ATTEMPTS:
+        update_run(home, record, state=FAILED, reason=f"it was lost {MOST_ATTEMPTS} times without finishing a round")
+        return
+    flower_run = superlink.start_run(fab, fab_hash, record.settings)
+    update_run(home, record, state=RUNNING, flower_run=flower_run, attempts=attempts, round=rounds)
+    log.info("run %s begins after round %d as Flower's run %d", record.name, rounds, flower_run)
+
+
+def _follow(home: FederationHome, record: RunRecord, superlink: Control) -> None:
+    status = superlink.run_status(record.flower_run)
+    if status.status not in ("finished", "unknown"):
+        return
+    error = read_outcome(home.runs / record.name, record.flower_run)
+    if error == "":
+        update_run(home, record, state=FINISHED, reason="")
+        log.info("run %s is finished", record.name)
+    elif error is not None:
+        update_run(home, record, state=FAILED, reason=error)
+        log.error("run %s failed: %s", record.name, error)
+    else:
+        log.warning("run %s was lost (%s %s %s)", record.name, status.status, status.sub_status, status.details)
+        update_run(home, record, state=WANTED)
+
+
+def _rounds_done(folder: Path) -> int:
+    if not (folder / NAME).exists():
+        return 0
+    return read_checkpoint(folder).state.round
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (KeyboardInterrupt, DeployError):
+        raise SystemExit(1) from None

@@ -1,0 +1,187 @@
+"""A federation as people deploy it: made by the commands, every part a process, real TLS on loopback."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from client.home import SiteHome
+from common.deployment.ports import free_port
+from common.deployment.supervisor import read_state
+from server.home import FederationHome
+from server.rounds import read_journal
+from server.service.runs import RunRecord, read_run
+
+PATIENCE = 120.0
+
+
+@dataclass
+class Deployment:
+    """One server and its sites, each in a folder of its own."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    sites: dict[str, SiteHome] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    host: str = "localhost"
+    listen_host: str = "127.0.0.1"
+    prefix: dict[str, list[str]] = field(default_factory=dict)
+    """Site -> words before its commands, such as those that enter its network namespace."""
+
+    @property
+    def server(self) -> FederationHome:
+        return FederationHome(self.folder / "federation")
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def command(self, name: str, *words: object, fails: bool = False, prefix: Sequence[str] = ()) -> str:
+        """Run a command as a user would; return what it showed."""
+        done = subprocess.run(
+            [*prefix, str(Path(sys.executable).with_name(name)), *map(str, words)],
+            cwd=self.folder,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", **self.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, f"{name} {' '.join(map(str, words))}: exit {done.returncode}\n{said}"
+        return said
+
+    def operator(self, command: str, *words: object, fails: bool = False) -> str:
+        first = command.split()
+        return self.command("fedreptile-server", *first, *words, "--home", self.server.path, fails=fails)
+
+    def engineer(self, site: str, command: str, *words: object, fails: bool = False) -> str:
+        first = command.split()
+        prefix = self.prefix.get(site, ())
+        return self.command(
+            "fedreptile-site", *first, *words, "--home", self.sites[site].path, fails=fails, prefix=prefix
+        )
+
+    def make(self, settings: Mapping[str, Mapping[str, Any]], **config: Any) -> None:
+        """Make the federation; ``config`` changes federation.toml."""
+        agreed = self.folder / "agreed.toml"
+        agreed.write_text(tomli_w.dumps(settings), encoding="utf-8")
+        listen = f"{self.listen_host}:{self.port}"
+        words = ["--name", "lines", "--address", self.address, "--listen", listen, "--settings", agreed]
+        self.command("fedreptile-server", "enrol", "new", self.server.path, *words)
+        if config:
+            with self.server.config_file.open("a", encoding="utf-8") as file:
+                file.write(tomli_w.dumps({name.replace("_", "-"): value for name, value in config.items()}))
+
+    def enrol(self, site: str, data: Path, *words: object, **config: Any) -> SiteHome:
+        """Let a site in, by the steps that its engineer and the operator take; ``config`` changes site.toml."""
+        home = self.sites[site] = SiteHome(self.folder / site)
+        self.engineer(site, "join", "--name", site, "--data", data, *words)
+        kit = self.folder / f"{site}-kit.json"
+        self.operator("enrol approve", home.request_file, "--out", kit, "--yes")
+        self.engineer(site, "join", "--kit", kit, "--fingerprint", self.fingerprint())
+        if config:
+            with home.config_file.open("a", encoding="utf-8") as file:
+                file.write(tomli_w.dumps({name.replace("_", "-"): value for name, value in config.items()}))
+        return home
+
+    def fingerprint(self) -> str:
+        return self.operator("enrol fingerprint").split()[-1]
+
+    @contextlib.contextmanager
+    def up(self, *sites: str) -> Iterator[None]:
+        """Have the server and sites (all, if none are named) running."""
+        try:
+            self.operator("up", "--detach")
+            for site in sites or self.sites:
+                self.engineer(site, "up", "--detach")
+            yield
+        finally:
+            self.down()
+
+    def down(self) -> None:
+        for home in self.sites.values():
+            if read_state(home.run):
+                self.command("fedreptile-site", "down", "--home", home.path)
+        if read_state(self.server.run):
+            self.operator("down")
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.operator("status", "--json"))
+        return found
+
+    def online(self) -> set[str]:
+        return {site["name"] for site in self.status()["sites"] if site["online"]}
+
+    def run(self, name: str = "run", *words: object, fails: bool = False) -> str:
+        return self.operator("run", "--name", name, *words, fails=fails)
+
+    def begin(self, name: str = "run", *words: object) -> None:
+        self.operator("run", "--name", name, "--detach", *words)
+
+    def record(self, name: str = "run") -> RunRecord:
+        return read_run(self.server.runs / name)
+
+    def journal(self, name: str = "run") -> list[dict[str, Any]]:
+        return read_journal(self.server.runs / name)
+
+    def wait(self, there: Callable[[], bool], patience: float = PATIENCE) -> None:
+        """Wait until something is so; say what the logs have when it never is."""
+        deadline = time.monotonic() + patience
+        while not there():
+            assert time.monotonic() < deadline, self.logs()
+            time.sleep(0.2)
+
+    def wait_for_round(self, number: int, name: str = "run", patience: float = PATIENCE) -> None:
+        self.wait(lambda: bool(self.journal(name)) and self.journal(name)[-1]["round"] >= number, patience)
+
+    def wait_for_end(self, name: str = "run", patience: float = 2 * PATIENCE) -> RunRecord:
+        self.wait(lambda: self.record(name).state in ("finished", "failed", "stopped"), patience)
+        return self.record(name)
+
+    def pid(self, home: FederationHome | SiteHome, part: str) -> int:
+        """Return the process id of a part; 'supervisor' is what starts the others."""
+        state = read_state(home.run)
+        assert state, f"{home.path} is not running"
+        entry = state["supervisor"] if part == "supervisor" else state["parts"][part]
+        assert isinstance(entry["pid"], int), f"{part} is not running"
+        return entry["pid"]
+
+    def kill(self, home: FederationHome | SiteHome, part: str) -> None:
+        os.kill(self.pid(home, part), signal.SIGKILL)
+
+    def kill_processes(self, word: str) -> int:
+        """Kill all processes of this deployment whose command holds a word, such as flwr-clientapp; return how many."""
+        found = [pid for pid, command in self.processes() if word in command]
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        return len(found)
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Return process ids and commands of everything that this deployment started and that still runs."""
+        mark, found = f"FEDREPTILE_TEST={self.folder}\0".encode(), []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (process / "environ").read_bytes():
+                    found.append((int(process.name), (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()))
+        return found
+
+    def logs(self) -> str:
+        """Return the end of every log, for a test that fails."""
+        places = [self.server.logs, *(home.logs for home in self.sites.values())]
+        parts = []
+        for path in sorted(path for place in places if place.is_dir() for path in place.glob("*.log")):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+            parts.append(f"--- {path.relative_to(self.folder)}\n" + "\n".join(lines))
+        return "\n".join(parts)
