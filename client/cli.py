@@ -1,8 +1,11 @@
-"""``fedreptile-site``: what site engineers run."""
+"""``fedreptile-site``: what site engineers run.
+
+Commands that need torch import it when they run: the supervisor of a site for one shall stay small.
+"""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -10,20 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from client.check.cli import check
-from client.check.data import list_skipped, open_shown
-from client.columns import print_columns
-from client.data.indexed import as_input
-from client.data.sites import read_new
-from client.data.table import read_table
 from client.door.cli import explain, ledger_app
 from client.enrolment.cli import join
-from client.model import adapt_site, read_model
 from client.service.cli import down, status, units, up
-from common.checkpoint import read_checkpoint
 from common.cli import run_cli
-from common.learning.judge import Judgement
-from common.learning.threads import threads
 from common.settings import parse_assignments
+
+if TYPE_CHECKING:
+    from common.learning.judge import Judgement
 
 app = typer.Typer(help="One site: its data, its part in a federation, its own model.", no_args_is_help=True)
 for command in (join, check, up, status, down, units, explain):
@@ -42,6 +39,9 @@ def columns(
     label: Label = "label",
 ) -> None:
     """Show the columns of tables, where they differ, and propose the line for data.columns."""
+    from client.columns import print_columns
+    from client.data.table import read_table
+
     named = {path.stem: path for path in tables}
     if len(named) < len(tables):
         named = {str(path): path for path in tables}
@@ -61,11 +61,17 @@ def adapt(
     cache: Cache = "",
 ) -> None:
     """Adapt the shared model to the site's classes, judge it on held-back inputs, and write it."""
+    from client.check.data import list_skipped, open_shown
+    from client.model import adapt_site
+    from common.checkpoint import read_checkpoint
+    from common.learning.threads import threads
+
     found = read_checkpoint(checkpoint)
     found = replace(found, settings=found.settings.with_values(parse_assignments(assignments)))
     own = open_shown(data, found.settings.data, cache, console)
     list_skipped(own, console)
-    model, judgement = adapt_site(found, own, hold_back, others=others, standardisation=own.standardisation)
+    with threads(1):
+        model, judgement = adapt_site(found, own, hold_back, others=others, standardisation=own.standardisation)
     model.write(out)
     console.print(_judged(judgement) if judgement.after.total else "no input was held back, so the model is not judged")
     if judgement.after.correct < judgement.before.correct:
@@ -79,20 +85,25 @@ def classify(
     inputs: Annotated[list[Path], typer.Argument(help="Pictures, or files of rows or arrays like the site's own.")],
 ) -> None:
     """Say what new pictures, rows or arrays show, each with its confidence."""
+    from client.data.indexed import as_input
+    from client.data.sites import read_new
+    from client.model import read_model
+    from common.learning.threads import threads
+
     loaded = read_model(model)
     for path in inputs:
         names, values = read_new(path, loaded.settings.data)
-        confidence, best = loaded.log_probs(as_input(values, loaded.standardisation)).exp().max(1)
+        with threads(1):
+            confidence, best = loaded.log_probs(as_input(values, loaded.standardisation)).exp().max(1)
         for name, sure, label in zip(names, confidence.tolist(), best.tolist(), strict=True):
             print(f"{name}\t{loaded.classes[label]}\t{sure:.1%}")
 
 
 def main() -> None:
-    with threads(1):
-        run_cli(app)
+    run_cli(app)
 
 
-def _judged(judgement: Judgement) -> Table:
+def _judged(judgement: "Judgement") -> Table:
     table = Table("class", "held back", "right before", "right after", title="held-back inputs")
     before = judgement.before.per_class()
     for name, (correct, total) in sorted(judgement.after.per_class().items()):

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from client.data.indexed import Standardisation
-from common.checkpoint import Checkpoint, read_tensors, write_atomically
+from common.checkpoint import Checkpoint, read_tensors
 from common.errors import CheckpointError, SettingsError, SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, examples_of
 from common.learning.heads import PrototypeHead, prototypes_of
@@ -19,6 +19,7 @@ from common.learning.judge import Judgement, judge
 from common.learning.learner import Buffers, Learner
 from common.learning.params import Params
 from common.learning.reptile import adapt
+from common.paths import write_atomically
 from common.plan import plan_for
 from common.seeds import seed_of
 from common.settings import Settings, Value, flatten

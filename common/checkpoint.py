@@ -1,9 +1,7 @@
 """A run's state on disk: one safetensors file, tensors and JSON together, replaced atomically."""
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from common.errors import CheckpointError, SettingsError
 from common.learning.params import Params
+from common.paths import write_atomically
 from common.settings import Settings, flatten
 
 FORMAT = "1"
@@ -78,29 +77,6 @@ def write_checkpoint(path: Path, state: RunState, settings: Settings) -> None:
     }
     data = save(tensors, metadata={"format": FORMAT, "fedreptile": json.dumps(described)})
     write_atomically(path, data)
-
-
-def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write a file so that at every moment either the old content or the new one is there.
-
-    Args:
-        mode: who may read it, before the process's umask; 0o600 keeps it to its owner (not on Windows).
-
-    Raises:
-        CheckpointError: if it cannot be written; nothing is left behind.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

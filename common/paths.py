@@ -1,8 +1,11 @@
-"""Where things are kept on this machine when no path is given."""
+"""Where things are kept on this machine when no path is given, and how a file is written whole. Torch-free."""
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+from common.errors import CheckpointError
 
 
 def data_home() -> Path:
@@ -30,3 +33,26 @@ def cache_folder(chosen: str) -> Path | None:
     if chosen == "off":
         return None
     return Path(chosen) if chosen else data_home() / "cache"
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file so that at every moment either the old content or the new one is there.
+
+    Args:
+        mode: who may read it, before the process's umask; 0o600 keeps it to its owner (not on Windows).
+
+    Raises:
+        CheckpointError: if it cannot be written; nothing is left behind.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(scratch, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error

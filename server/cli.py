@@ -3,22 +3,24 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.checkpoint import Checkpoint, read_checkpoint
 from common.cli import run_cli
 from common.settings import Settings, flatten
 from server.enrolment.cli import app as enrol
-from server.rounds import read_journal
-from server.service.cli import down, run, status, stop, units, up
+from server.service.cli import down, run, status, stop, units, up, wheelhouse
+from server.service.runs import read_journal
+
+if TYPE_CHECKING:
+    from common.checkpoint import Checkpoint
 
 app = typer.Typer(help="A federation: its sites, its server, its runs.", no_args_is_help=True)
-for command in (up, status, down, run, stop, units):
+for command in (up, status, down, run, stop, units, wheelhouse):
     app.command()(command)
 app.add_typer(enrol, name="enrol")
 console = Console(soft_wrap=True)
@@ -29,13 +31,15 @@ Journal = Sequence[Mapping[str, Any]]
 @app.command()
 def show(folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]) -> None:
     """Show how far a run is, its settings and what its sites contributed."""
+    from common.checkpoint import read_checkpoint  # here, because it imports torch, which the server does not need
+
     checkpoint, journal = read_checkpoint(folder), read_journal(folder)
     for table in (summary(checkpoint, journal), changed_settings(checkpoint.settings), sites(journal), drops(journal)):
         if table.row_count:
             console.print(table)
 
 
-def summary(checkpoint: Checkpoint, journal: Journal) -> Table:
+def summary(checkpoint: "Checkpoint", journal: Journal) -> Table:
     """Return the rounds done and the last value of each figure, with its round."""
     table = _table("Run", "", "value", "round")
     state, settings = checkpoint.state, checkpoint.settings

@@ -22,12 +22,11 @@ from typing import Any
 
 import tomli_w
 
-from common.checkpoint import code_version
+from common import VERSION
 from common.deployment.ports import free_port
 from common.errors import LaunchError, SettingsError
 from common.paths import default_sites
 from common.settings import Settings, Value, flatten
-from server.rounds import RunFolder
 
 PACKAGES = ("server", "client", "common")
 """What Flower gets; they lie beside each other in a checkout, in an installation and in Flower's own copy."""
@@ -99,7 +98,7 @@ def _pyproject(licensed: bool) -> dict[str, Any]:
     return {
         "project": {
             "name": APP,
-            "version": code_version(),
+            "version": VERSION,
             "description": "Federated few-shot adaptation with Reptile",
             "license": "Apache-2.0",
         },
@@ -217,6 +216,8 @@ def run_simulation(settings: Settings, nodes: int, log: int | None = subprocess.
         LaunchError: if the run does not complete.
         SettingsError: if ``run.dir`` is relative or there is no folder at ``data.sites``.
     """
+    from server.rounds import RunFolder  # here, because it imports torch, which those who only stage an app do not need
+
     sites = Path(settings.data.sites or default_sites())
     if not (sites.is_absolute() and sites.is_dir()):
         raise SettingsError(f"data.sites is {str(sites)!r}; it must be the absolute path of a folder that is there")

@@ -9,31 +9,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from common.checkpoint import NAME, RunState, read_checkpoint, write_atomically, write_checkpoint
+from common.checkpoint import NAME, RunState, read_checkpoint, write_checkpoint
 from common.deployment.lock import hold
 from common.errors import CheckpointError, RoundError, SettingsError
 from common.learning.params import Params
 from common.messages import Introduction
-from common.paths import data_home
+from common.paths import data_home, write_atomically
 from common.plan import Plan, plan_for
 from common.settings import Settings, flatten
 from server.collect import collect, sort_out
 from server.reptile import Reptile, RoundReport
 from server.roster import Roster
+from server.service.runs import JOURNAL, SITES, read_journal
 from server.trust import trust_from_environment
 
 log = logging.getLogger("fedreptile.server")
 rounds_log = logging.getLogger("fedreptile.rounds")
 """One record a round, with the report as ``record.report``."""
 
-JOURNAL = "rounds.jsonl"
 IDENTITY = "identity"
-SITES = "sites.json"
 LOCK = "lock"
 LOCK_SECONDS = 90.0
 """A ServerApp that Flower has given up needs about a minute to notice."""
@@ -101,21 +99,6 @@ class RunFolder:
         lines = [line for line in read_journal(self.path) if line["round"] <= rounds]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self.path / JOURNAL, text.encode())
-
-
-def read_journal(run: Path) -> list[dict[str, Any]]:
-    """Return the rounds that a run's journal tells of; a half-written last line is left out."""
-    try:
-        lines = (run / JOURNAL).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
 
 
 def first_state(plan: Plan) -> RunState:

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from client.data.sites import site_names
-from common.checkpoint import NAME, read_checkpoint, write_atomically
+from common.checkpoint import NAME, read_checkpoint
 from common.cli import run_cli
 from common.errors import CheckpointError, SettingsError
+from common.paths import write_atomically
 from common.settings import Value, flatten, parse_assignments
 from simulations.engine import ENGINES
 from simulations.federation import READY, Dealt, Federation, deal, read_federation

@@ -12,7 +12,7 @@ import torch
 
 from common.checkpoint import read_checkpoint
 from common.learning.params import Params
-from server.rounds import read_journal
+from server.service.runs import read_journal
 
 ROUNDS = 40
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from client.check import reading
 from client.check.findings import Finding, Subject, ok, plain, problem, warning
+from common.deployment.supervisor import as_user
 from common.errors import DeployError
 
 PATIENCE = 600.0
@@ -25,7 +26,6 @@ def check_users(subject: Subject) -> Iterator[Finding]:
             "make users of their own and name them in site.toml (user, app-user, relay-user); then start it as root",
         )
         return
-    subject.need_torch()
     found = next(filter(None, (_is_not(key, name) for key, name in users.items())), None)
     if found is None and (config.app_user in ("", config.user) or config.relay_user in ("", config.user)):
         found = problem(
@@ -42,8 +42,6 @@ def check_users(subject: Subject) -> Iterator[Finding]:
 
 def _is_not(key: str, name: str) -> Finding | None:
     """Return why a user is none whose processes can be started; None if one is."""
-    from common.deployment.supervisor import as_user  # brings torch
-
     try:
         as_user(name)
     except DeployError as error:
@@ -56,8 +54,6 @@ def _is_not(key: str, name: str) -> Finding | None:
 
 def _cannot_run(key: str, name: str) -> Finding | None:
     """Return why a user cannot run this installation; None if he can."""
-    from common.deployment.supervisor import as_user
-
     words = [sys.executable, "-P", "-c", "import client.home, flwr"]
     try:
         done = subprocess.run(
@@ -98,8 +94,6 @@ def _who_reads(data: Path, users: dict[str, str]) -> Iterator[Finding]:
 
 def _seen_by(name: str, data: Path, owner: str) -> dict[str, Any]:
     """Return what a user may read of the data, of which the owner makes the list."""
-    from common.deployment.supervisor import as_user
-
     words = [sys.executable, "-I", "-S", str(Path(reading.__file__))]
     listing = [*words, "list", str(data)]
     with subprocess.Popen(listing, cwd="/", stdout=subprocess.PIPE, **as_user(owner)) as lister:

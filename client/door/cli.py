@@ -18,6 +18,7 @@ from client.door.ledger import verify as verified
 from client.home import SiteHome
 from common.errors import LedgerError, SettingsError
 from common.messages import payload_bytes
+from common.paths import write_atomically
 
 ledger_app = typer.Typer(help="The ledger of everything that left this site.", no_args_is_help=True)
 console = Console(soft_wrap=True)
@@ -69,8 +70,6 @@ def export(
     folder: Folder = None,
 ) -> None:
     """Write all entries into one file."""
-    from common.checkpoint import write_atomically  # here, because it imports torch
-
     writers = {".json": _as_json, ".csv": _as_csv}
     if out.suffix not in writers:
         raise SettingsError(f"{out} ends in neither .json nor .csv; name it after what it is to be")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import PolicyRefusal, SettingsError
+from common.paths import write_atomically
 from common.settings import nearest
 
 ALWAYS = "num-examples"
@@ -271,8 +272,6 @@ def write_default_policy(path: Path, fabs: Iterable[str]) -> None:
     Raises:
         SettingsError: if the file is there already, or a bundle is not a SHA-256.
     """
-    from common.checkpoint import write_atomically  # here, because it imports torch
-
     bundles = tuple(fabs)
     Policy(code=CodePolicy(bundles))
     if path.exists():

@@ -8,8 +8,8 @@ from pathlib import Path
 import tomli_w
 
 from client.home import SiteHome
-from common.checkpoint import write_atomically
 from common.errors import SettingsError, TrustError
+from common.paths import write_atomically
 from common.settings import Settings, Value, flatten
 from common.trust.certificates import (
     as_pem,

@@ -31,6 +31,7 @@ from google.protobuf.message import Message as Proto
 from starlette.types import Receive, Scope, Send
 
 from client.relay.door import SecondDoor
+from client.relay.presence import ACTIVATE, Presence
 from client.relay.way import PATIENCE, QUICK, Answer, Contact, UnavailableError, Way
 from common.deployment.forward import (
     HEALTH,
@@ -71,7 +72,7 @@ KNOWN = 1000
 POLICY_ERROR = 101
 """Flower error code of a reply that says which clause of the site's policy refused."""
 
-ACTIVATE, HEARTBEAT, PULL = f"{PREFIX}activate-node", f"{PREFIX}send-node-heartbeat", f"{PREFIX}pull-messages"
+HEARTBEAT, PULL = f"{PREFIX}send-node-heartbeat", f"{PREFIX}pull-messages"
 PUSH, OBJECT = f"{PREFIX}push-messages", f"{PREFIX}push-object"
 GET_RUN, GET_FAB, PULL_OBJECT = f"{PREFIX}get-run", f"{PREFIX}get-fab", f"{PREFIX}pull-object"
 
@@ -87,6 +88,7 @@ class Relay:
         self._way, self._door = way, door
         self.contact = Contact()
         self._state = StateFile(state)
+        self._presence = Presence(door.node_key, state)
         self._refused: Counter[str] = Counter()
         self._bytes_out = self._bytes_in = 0
         self._complaints = Complaints(log)
@@ -142,6 +144,8 @@ class Relay:
         match path:
             case _ if path == PULL:
                 return await self._pull(passed, request, receive)
+            case _ if path == ACTIVATE:
+                return await self._presence.activate(self._ask, passed, request)
             case _ if path == GET_RUN:
                 return await self._get_run(passed, request)
             case _ if path == GET_FAB:
@@ -202,7 +206,9 @@ class Relay:
         """Return a message whose code may run, or what the server says instead, or None."""
         try:
             if not self._waiting:
-                found = await self._ask(PULL, headers, request)
+                self._presence.node = request.node.node_id
+                await self._presence.make_sure(self._ask, headers)
+                found = await self._ask_for_messages(headers, request)
                 if found.status != httpx.codes.OK:
                     return found
                 if not _parsed(PullMessagesResponse, found).messages_list:
@@ -215,6 +221,13 @@ class Relay:
         except UnavailableError as error:
             self.contact.lost(error)
         return None
+
+    async def _ask_for_messages(self, headers: Mapping[str, str], request: PullMessagesRequest) -> Answer:
+        try:
+            return await self._ask(PULL, headers, request)
+        except UnavailableError as error:
+            self._presence.failed(error)
+            raise
 
     async def _may_run(self, headers: Mapping[str, str], node: Node, message: MessageProto) -> bool:
         """Return whether the code of a message's run may run; if the policy forbids it, the server is told."""
@@ -285,6 +298,8 @@ class Relay:
         if found.status == httpx.codes.UNAUTHORIZED and not found.of_gateway:
             log.warning("the SuperLink does not know this node any more; SuperNode starts anew")
             return
+        if path == ACTIVATE and found.status == httpx.codes.PRECONDITION_FAILED:
+            return
         if path in (HEARTBEAT, ACTIVATE):  # any other status would be the end of SuperNode or of its heartbeats
             raise UnavailableError("superlink", said)
         if found.status == httpx.codes.INTERNAL_SERVER_ERROR:
@@ -309,6 +324,7 @@ class Relay:
             "refused": dict(self._refused),
             "bytes-out": self._bytes_out,
             "bytes-in": self._bytes_in,
+            "node": str(self._presence.node),
         }
         self._state.write(values, at_once)
 

@@ -12,11 +12,10 @@ from rich.text import Text
 from client.home import SiteHome
 from client.service.status import print_status, site_status
 from client.service.up import run_site
-from common.checkpoint import write_atomically
 from common.deployment.detach import start_detached
 from common.deployment.supervisor import ask_to_stop
 from common.deployment.units import unit
-from common.paths import cache_folder
+from common.paths import cache_folder, write_atomically
 
 console = Console(soft_wrap=True)
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.home import SiteConfig, SiteHome
-from common.checkpoint import write_atomically
 from common.deployment.disk import keep_newest
 from common.deployment.ports import free_port
 from common.deployment.supervisor import Part, Supervisor, as_user, end_leftovers, module, script
 from common.errors import DeployError, SettingsError
+from common.paths import write_atomically
 from common.trust.certificates import expiry_warning
 from common.trust.keys import VARIABLE as PASSPHRASE
 from common.trust.keys import node_key_pem, passphrase_for, passphrase_from_environment, read_ec_key

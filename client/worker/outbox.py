@@ -14,8 +14,8 @@ from flwr.app import RecordDict
 
 from client.door.outbound import Asked
 from client.worker.wire import frame, unframe
-from common.checkpoint import write_atomically
 from common.errors import CheckpointError, DeployError, StaleError
+from common.paths import write_atomically
 
 log = logging.getLogger("fedreptile.worker")
 

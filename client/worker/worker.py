@@ -22,7 +22,7 @@ from client.site import Site
 from client.worker.outbox import Outbox
 from client.worker.wire import Header
 from client.worker.work import layout_of, work
-from common import VERSION
+from common import VERSION, release
 from common.errors import PolicyRefusal, RequestError, SealError, SettingsError, TrustError, UpdateError, VersionError
 from common.messages import Agreement
 from common.plan import plan_for
@@ -97,7 +97,7 @@ class Worker:
         self.doing.now = asked.kind
         try:
             self.door = replace(self.door, site=self._policed())
-            if header.get("version") != VERSION:
+            if release(str(header.get("version"))) != release(VERSION):
                 raise VersionError(str(header.get("version")), VERSION)
             seal = opened(content, self.kit.server_key, Facts("", 0, asked.kind))
             if not seal.facts.run:

@@ -9,6 +9,8 @@ from common.deployment.supervisor import module, read_state
 from common.errors import DeployError
 
 PATIENCE = 180.0
+LEFT: list["subprocess.Popen[bytes]"] = []
+"""What this process leaves running when it ends."""
 
 
 def start_detached(kind: str, home: Path, run: Path, logs: Path) -> None:
@@ -37,6 +39,7 @@ def start_detached(kind: str, home: Path, run: Path, logs: Path) -> None:
     while time.monotonic() < deadline and process.poll() is None:
         state = read_state(run)
         if state and state["parts"] and all(part["ready"] for part in state["parts"].values()):
+            LEFT.append(process)
             return
         time.sleep(0.2)
     process.terminate()

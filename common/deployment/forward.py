@@ -390,6 +390,12 @@ class GuardedProtocol(H11Protocol):
         self._guard.closed(self.app_state["connection"])
         super().connection_lost(exc)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way, neither here nor on the way to the client."""
+        answered = self.cycle is None or self.cycle.response_complete
+        return answered and not self.transport.get_write_buffer_size()
+
     def _mind(self) -> None:
         """Have the timer run from a request's first byte until its head is complete."""
         if self.conn.their_state is not IDLE or self.transport.is_closing():
@@ -481,8 +487,16 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: object = None) -> None:
         self._service.stopping()
+        self._hang_up(idle=True)  # a farewell in TLS would wait for the other end's
         await super().shutdown()
+        self._hang_up(idle=False)
         await self._service.closing()
+        await asyncio.sleep(0)
+
+    def _hang_up(self, idle: bool) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, GuardedProtocol) and (not idle or connection.idle):
+                connection.transport.abort()
 
     def run_until_told(self) -> None:
         """Serve until a signal says to end, or until the supervisor that started this process is no more.

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import write_atomically
 from common.deployment.logs import copy_to_log
 from common.errors import DeployError
+from common.paths import write_atomically
 
 log = logging.getLogger("fedreptile.supervisor")
 
@@ -186,7 +186,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 list(part.words),
-                env={**os.environ, **FLOWER, SUPERVISED: "1", **part.environment},
+                env={**os.environ, **FLOWER, SUPERVISED: "1", "PATH": _path(), **part.environment},
                 cwd=self._run_folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -241,6 +241,11 @@ def _close(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
+def _path() -> str:
+    """Return PATH with the scripts of this installation first, which Flower starts by name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
 def as_user(name: str) -> dict[str, Any]:
     """Return the arguments with which ``subprocess`` starts a process as another user, with that user's groups only.
 
@@ -279,7 +284,8 @@ def end_group(group: int) -> None:
 def process_began(pid: int) -> str:
     """Return what tells a process from a later one with the same id; empty if there is none, or it cannot be told."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19]
+        found = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return "" if found[0] == "Z" else found[19]
     except (OSError, IndexError, ValueError):
         return ""
 

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import TrustError
+from common.paths import write_atomically
 from common.trust.certificates import new_loopback
 from common.trust.keys import new_tls_key, private_pem
 
@@ -43,8 +44,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 def write_loopback(folder: Path, now: datetime) -> None:
     """Write ca.crt, tls.crt and tls.key for 127.0.0.1. The key has no passphrase: it opens nothing but loopback."""
-    from common.checkpoint import write_atomically  # brings torch, which who only reads does not need
-
     key = new_tls_key()
     made = new_loopback(now, private_pem(key), key.public_key())
     write_atomically(folder / "ca.crt", made.ca, 0o644)

@@ -9,8 +9,8 @@ import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.checkpoint import write_atomically
 from common.errors import SettingsError, TrustError
+from common.paths import write_atomically
 from common.settings import Settings, Value, as_toml, flatten, read_toml
 from common.trust.certificates import (
     Authority,

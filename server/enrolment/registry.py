@@ -8,6 +8,7 @@ from typing import Any
 
 from common.deployment.lock import hold
 from common.errors import TrustError
+from common.paths import write_atomically
 
 FORMAT = "1"
 PATIENCE = 30.0
@@ -63,8 +64,6 @@ def read_registry(path: Path) -> Registry:
 
 def write_registry(path: Path, registry: Registry) -> None:
     """Write the registry, whole or not at all. What reads it first and changes it must use ``update_registry``."""
-    from common.checkpoint import write_atomically  # brings torch, which who only reads does not need
-
     sites = {name: asdict(site) for name, site in sorted(registry.sites.items())}
     known = {"format": FORMAT, "sites": sites, "revoked": dict(registry.revoked), "barred": dict(registry.barred)}
     write_atomically(path, json.dumps(known, indent=1).encode(), 0o600)

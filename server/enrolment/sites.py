@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from common.checkpoint import write_atomically
 from common.errors import DeployError, TrustError
+from common.paths import write_atomically
 from common.trust.certificates import (
     as_pem,
     check_site_certificate,

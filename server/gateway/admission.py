@@ -1,6 +1,5 @@
 """Who may come in: a site that is in the list, with one of its certificates, its own node key and our version."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from common import VERSION
+from common import VERSION, release
 from common.deployment.forward import NODE_KEY, VERSION_HEADER, Guard, RefusedError, stamp_of
 from common.errors import VERSION_TEXT, TrustError
 from common.trust.certificates import UNREADABLE, common_name, serial_of
@@ -117,13 +116,8 @@ def check_node(headers: Mapping[str, str], name: str, site: Enrolled, registry: 
 def check_version(headers: Mapping[str, str]) -> None:
     """Raises RefusedError unless major and minor version of the site's installation are those of the server's."""
     theirs = headers.get(VERSION_HEADER, "")
-    if minor_of(theirs) != minor_of(VERSION) or not theirs:
+    if release(theirs) != release(VERSION) or not theirs:
         raise RefusedError(426, "version", f"fedreptile {shown_version(theirs)} at the site", f"fedreptile {VERSION}")
-
-
-def minor_of(version: str) -> str:
-    """Return major and minor version, such as '0.1'."""
-    return ".".join(re.split(r"[.+-]", version)[:2])
 
 
 def shown_version(text: str) -> str:

@@ -12,18 +12,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from common.checkpoint import write_atomically
 from common.cli import read_settings
 from common.deployment.detach import start_detached
 from common.deployment.supervisor import ask_to_stop
 from common.deployment.units import unit
 from common.errors import DeployError
+from common.paths import write_atomically
 from server.home import FederationHome
-from server.rounds import read_journal
 from server.service.control import superlink_address
-from server.service.runs import ACTIVE, FINISHED, RunRecord, ask_for_run, ask_to_stop_run, read_run
+from server.service.runs import ACTIVE, FINISHED, RunRecord, ask_for_run, ask_to_stop_run, read_journal, read_run
 from server.service.status import federation_status, print_status
 from server.service.up import run_server
+from server.service.wheelhouse import make_wheelhouse
+from server.service.wheels import target_of
 
 console = Console(soft_wrap=True)
 
@@ -123,6 +124,27 @@ def units(
     path = out / "fedreptile-server.service"
     write_atomically(path, text.encode())
     console.print(Text(f"{path}; as root: systemctl daemon-reload && systemctl enable --now {path.stem}"))
+
+
+def wheelhouse(
+    folder: Annotated[Path, typer.Argument(help="Folder to make; one of an earlier run is brought up to date.")],
+    platform: Annotated[
+        str, typer.Option(help="Tag of other machines: win_amd64, macosx_14_0_arm64, manylinux_2_28_x86_64.")
+    ] = "",
+    python: Annotated[str, typer.Option(help="Their version of Python, such as 3.11; default: this one.")] = "",
+    without: Annotated[
+        list[str], typer.Option(help="A package to leave out, with what only it needs; may be repeated.")
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Make a folder from which sites without network install this very version and all that it needs."""
+    target = target_of(platform, python)
+    with console.status("looking") as shown:
+        made = make_wheelhouse(folder, target, without, lambda text: shown.update(Text(text)))
+    again = f", {made.reused} of them from before" if made.reused else ""
+    console.print(Text(f"{folder}: {made.wheels} wheels{again}, {made.bytes / 1e6:.0f} MB"))
+    if made.missing:
+        console.print(Text(f"left out: {', '.join(made.missing)}; sites need wheels of them, and PIP_FIND_LINKS"))
+    console.print("copy the folder to a site and run there: sh install.sh FOLDER (Windows: install.ps1)")
 
 
 def _watch(folder: Path) -> RunRecord:

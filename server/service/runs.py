@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common.checkpoint import write_atomically
 from common.errors import DeployError
+from common.paths import write_atomically
 from common.settings import Settings, Value, flatten
 from common.trust.names import checked_name
 from server.home import FederationHome
 
+JOURNAL, SITES = "rounds.jsonl", "sites.json"
+"""A line of JSON a round; what the sites say about themselves."""
 RECORD, STOP, OUTCOME = "run.json", "stop", "outcome.json"
 WANTED, RUNNING, FINISHED, FAILED, STOPPED = "wanted", "running", "finished", "failed", "stopped"
 ACTIVE = frozenset({WANTED, RUNNING})
@@ -102,3 +104,18 @@ def read_outcome(folder: Path, flower_run: int) -> str | None:
         return str(outcome["error"]) if outcome["flower-run"] == flower_run else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def read_journal(run: Path) -> list[dict[str, Any]]:
+    """Return the rounds that a run's journal tells of; a half-written last line is left out."""
+    try:
+        lines = (run / JOURNAL).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found

@@ -15,9 +15,8 @@ from common.errors import DeployError
 from common.trust.certificates import days_left, expiry_warning
 from server.enrolment.registry import read_registry
 from server.home import FederationHome
-from server.rounds import SITES, read_journal
 from server.service.control import Node, control
-from server.service.runs import RunRecord, all_runs
+from server.service.runs import SITES, RunRecord, all_runs, read_journal
 
 SEEN = "seen.json"
 

@@ -9,7 +9,6 @@ import logging
 import time
 from pathlib import Path
 
-from common.checkpoint import NAME, read_checkpoint
 from common.deployment.supervisor import end_with_parent
 from common.errors import DeployError, FedreptileError
 from common.log import show_log
@@ -26,13 +25,16 @@ from server.service.runs import (
     WANTED,
     RunRecord,
     all_runs,
+    read_journal,
     read_outcome,
     update_run,
 )
 
 log = logging.getLogger("fedreptile.steward")
 
-PAUSE = 1.0
+PAUSE = 0.5
+LOOK_SECONDS = 3.0
+"""Between looks at a run that is under way; how it ended is noted in its folder and seen at once."""
 MOST_ATTEMPTS = 20
 """Attempts in a row without a single finished round."""
 
@@ -50,7 +52,7 @@ def main() -> None:
             with control(home) as superlink:
                 while True:
                     look_after(home, superlink, fab, fab_hash)
-                    time.sleep(PAUSE)
+                    _wait(home)
         except FedreptileError as error:
             log.warning("%s", error)
             time.sleep(PAUSE)
@@ -72,6 +74,21 @@ def look_after(home: FederationHome, superlink: Control, fab: bytes, fab_hash: s
         _start(home, record, superlink, fab, fab_hash)
     else:
         _follow(home, record, superlink)
+
+
+def _wait(home: FederationHome) -> None:
+    """Wait until it is time to look again: a run is asked for, is to stop, has left its outcome, or time is up."""
+    until = time.monotonic() + LOOK_SECONDS
+    while time.monotonic() < until:
+        time.sleep(PAUSE)
+        active = [run for run in all_runs(home) if run.state in ACTIVE]
+        if any(
+            run.state == WANTED
+            or (home.runs / run.name / STOP).exists()
+            or read_outcome(home.runs / run.name, run.flower_run) is not None
+            for run in active[:1]
+        ):
+            return
 
 
 def _start(home: FederationHome, record: RunRecord, superlink: Control, fab: bytes, fab_hash: str) -> None:
@@ -102,9 +119,8 @@ def _follow(home: FederationHome, record: RunRecord, superlink: Control) -> None
 
 
 def _rounds_done(folder: Path) -> int:
-    if not (folder / NAME).exists():
-        return 0
-    return read_checkpoint(folder).state.round
+    journal = read_journal(folder)
+    return int(journal[-1]["round"]) if journal else 0
 
 
 if __name__ == "__main__":

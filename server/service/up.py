@@ -8,11 +8,11 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from common.checkpoint import write_atomically
 from common.deployment.disk import keep_newest
 from common.deployment.ports import free_port
 from common.deployment.supervisor import Part, Supervisor, end_leftovers, module, script
 from common.errors import FedreptileError
+from common.paths import write_atomically
 from common.trust.certificates import expiry_warning
 from common.trust.keys import VARIABLE as PASSPHRASE
 from common.trust.keys import passphrase_for

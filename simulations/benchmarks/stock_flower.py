@@ -76,7 +76,7 @@ class Timed(FedAvg):
     """FedAvg that notes when each round is over."""
 
     def aggregate_evaluate(self, server_round: int, replies: object) -> MetricRecord | None:  # type: ignore[override]
-        found: MetricRecord | None = super().aggregate_evaluate(server_round, replies)  # type: ignore[arg-type]
+        found = super().aggregate_evaluate(server_round, replies)  # type: ignore[arg-type]
         print(f"ROUND {server_round} {time.time()}", flush=True)
         return found
 

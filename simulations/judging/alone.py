@@ -11,11 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from client.data.sites import open_site_data
-from common.checkpoint import read_tensors, write_atomically
+from common.checkpoint import read_tensors
 from common.learning.episode import Examples
 from common.learning.params import Params
 from common.learning.reptile import adapt
 from common.learning.threads import threads
+from common.paths import write_atomically
 from common.plan import Plan
 from common.settings import Settings, flatten
 from simulations.reference import centralised_reptile

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from client.data.indexed import IndexedData, positions
 from client.data.sites import open_site_data, site_names
-from common.checkpoint import Checkpoint, write_atomically
+from common.checkpoint import Checkpoint
 from common.errors import SettingsError, SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, sample_episode
 from common.learning.judge import Tally, score
 from common.learning.params import Params
 from common.learning.reptile import adapt
 from common.learning.threads import threads
+from common.paths import write_atomically
 from common.plan import Plan, plan_for
 from common.seeds import seed_of
 from common.settings import DataSettings, Value

@@ -10,8 +10,8 @@ from statistics import fmean, stdev
 
 from rich.table import Table
 
-from common.checkpoint import write_atomically
 from common.errors import SettingsError
+from common.paths import write_atomically
 from common.settings import Value, flatten, parse_toml
 from server.rounds import MAY_CHANGE
 from simulations.judging.evaluate import Evaluation, SiteRow

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from common.checkpoint import write_atomically
+from common.paths import write_atomically
 from common.settings import Settings, Value, as_toml, flatten
 from server.reptile import RoundReport
 from simulations.judging.evaluate import Evaluation, Score, SiteRow

@@ -13,7 +13,7 @@ from common.checkpoint import Checkpoint, read_checkpoint
 from common.errors import CheckpointError
 from common.settings import Settings, Value, flatten
 from server.reptile import RoundReport
-from server.rounds import JOURNAL, read_journal
+from server.service.runs import JOURNAL, read_journal
 from simulations.judging.evaluate import Evaluation, SiteRow
 
 FEDERATION = "federation.toml"

@@ -21,7 +21,8 @@ from common.checkpoint import read_checkpoint
 from common.errors import SettingsError
 from common.settings import Settings
 from server.reptile import RoundReport
-from server.rounds import RunFolder, read_journal, rounds_log
+from server.rounds import RunFolder, rounds_log
+from server.service.runs import read_journal
 from simulations.judging.evaluate import Evaluation
 from simulations.report.page import NAME, render
 from simulations.report.recorded import read_rounds, read_run, shown_settings

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from client.columns import Shares, all_columns, missing_shares, percent, print_columns
 from client.data.table import Table
-from common.checkpoint import write_atomically
+from common.paths import write_atomically
 
 Counts = Mapping[str, Mapping[str, int]]
 """Site -> class -> number of inputs."""

@@ -26,10 +26,10 @@ from common.checkpoint import (
     RunState,
     code_version,
     read_checkpoint,
-    write_atomically,
     write_checkpoint,
 )
 from common.errors import CheckpointError
+from common.paths import write_atomically
 from common.settings import Settings, flatten
 
 SETTINGS = Settings.from_flat({"run.seed": 7, "inner.optimizer": "adam", "inner.learning-rate": 0.1})

@@ -21,4 +21,4 @@ def assert_same(found: Params, expected: Params) -> None:
     """Fail unless params agree to rounding."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)

@@ -21,7 +21,7 @@ from common.checkpoint import read_checkpoint
 from common.deployment.ports import free_port
 from common.settings import Value
 from server.launch import APP, Environment, child, flower_environment, stage_app, submit
-from server.rounds import read_journal
+from server.service.runs import read_journal
 
 PATIENCE = 60.0
 CONNECTION = "hospital"

@@ -9,7 +9,8 @@ import torch
 from common.checkpoint import NAME, read_checkpoint, write_checkpoint
 from common.errors import CheckpointError, RoundError, SettingsError
 from common.settings import Settings, Value
-from server.rounds import JOURNAL, RunFolder, load_or_begin, read_journal, run_federation
+from server.rounds import RunFolder, load_or_begin, run_federation
+from server.service.runs import JOURNAL, read_journal
 from tests.server.scripted import SMALL, ScriptedGrid, introduction, site, small_plan
 
 

@@ -13,7 +13,7 @@ from common.checkpoint import read_checkpoint
 from common.learning.params import Params
 from common.messages import Request, Update
 from common.settings import Settings, Value
-from server.rounds import read_journal
+from server.service.runs import read_journal
 from simulations.engine import in_process
 from simulations.federation import deal, read_federation
 from simulations.reference import centralised_reptile

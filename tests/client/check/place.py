@@ -200,13 +200,13 @@ def certified(folder: Path, by: Authority, host: str = "localhost", days: float 
     return folder
 
 
-def proxying(status: int = 200) -> Serve:
+def proxying(status: int = 200, reason: str = "no") -> Serve:
     """Return a proxy that connects through, or answers all with a status."""
 
     def serve(connection: socket.socket) -> None:
         words = head_of(connection).split(b" ")
         if status != 200 or words[0] != b"CONNECT":
-            connection.sendall(f"HTTP/1.1 {status} no\r\nContent-Length: 0\r\n\r\n".encode())
+            connection.sendall(f"HTTP/1.1 {status} {reason}\r\nContent-Length: 0\r\n\r\n".encode())
             return
         host, _, port = words[1].decode().rpartition(":")
         with socket.create_connection((host, int(port)), 5) as other:

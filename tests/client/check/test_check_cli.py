@@ -76,7 +76,7 @@ def test_torch_that_cannot_be_loaded_is_found_by_the_command_itself(home: SiteHo
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text('raise OSError("libcudnn.so.9: cannot open shared object file")')
     environment = {**os.environ, "PYTHONPATH": f"{broken.parent}{os.pathsep}{ROOT}"}
-    words = [sys.executable, "-P", "-m", "client", "check", "--home", str(home.path), "--json"]
+    words = [sys.executable, "-P", "-m", "client.cli", "check", "--home", str(home.path), "--json"]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     (one,) = [one for one in json.loads(done.stdout)["findings"] if one["level"] == "problem"]

@@ -439,6 +439,13 @@ def test_nothing_in_the_sites_folder_is_changed_by_a_check(at: Plant) -> None:
     assert seen() == before
 
 
+def test_what_a_proxy_says_cannot_steer_the_terminal(at: Plant) -> None:
+    port = at.serve(proxying(403, "no \x1b[2J"))
+    at.config(proxy=f"http://127.0.0.1:{port}")
+    (one,) = of(Level.PROBLEM, at.check())
+    assert one.what == "proxy" and "403 no ?[2J" in one.cause
+
+
 def test_what_an_unverified_server_shows_cannot_steer_the_terminal(at: Plant) -> None:
     from common.trust.certificates import new_authority
 

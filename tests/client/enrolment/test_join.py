@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from client.enrolment.cli import join
 from client.enrolment.joining import new_tls_key_of, take_kit
 from client.home import SiteHome
-from common.checkpoint import write_atomically
 from common.errors import CheckpointError, TrustError
+from common.paths import write_atomically
 from common.trust.certificates import read_certificates, same_key
 from common.trust.keys import new_signing_key, node_key_pem, read_ec_key, read_signing_key
 from common.trust.kit import fingerprint, read_kit

@@ -42,7 +42,7 @@ def test_a_byte_order_mark_as_windows_editors_write_it_is_no_mistake(tmp_path: P
     ],
 )
 def test_a_mistake_is_named_with_its_file_and_key(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(SettingsError, match="x.toml") as raised:
+    with pytest.raises(SettingsError, match=r"x\.toml") as raised:
         config(tmp_path, text)
     assert said in str(raised.value)
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from common.deployment.lock import hold
 
-HOLD = "import sys, time; from pathlib import Path; from common.deployment.lock import hold\nf = hold(Path(sys.argv[1]))\nprint('held' if f else 'refused', flush=True)\nsys.stdin.read()"
+HOLD = """
+import sys
+from pathlib import Path
+from common.deployment.lock import hold
+
+file = hold(Path(sys.argv[1]))
+print("held" if file else "refused", flush=True)
+sys.stdin.read()
+"""
 
 
 def other(path: Path) -> "subprocess.Popen[str]":

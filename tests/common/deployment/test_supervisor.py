@@ -165,9 +165,8 @@ def test_a_part_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -
 
 
 def test_a_log_stays_within_its_size(tmp_path: Path) -> None:
-    noisy = python(
-        "import time\nfor i in range(3000): print('line', i, 'x' * 50, flush=True)\nprint('end', flush=True)\ntime.sleep(600)"
-    )
+    lines = "for i in range(3000): print('line', i, 'x' * 50, flush=True)"
+    noisy = python(f"import time\n{lines}\nprint('end', flush=True)\ntime.sleep(600)")
     logs = tmp_path / "logs"
     with supervised(tmp_path, Part("noisy", noisy)):
         wait_for(lambda: (logs / "noisy.log").exists() and "end" in (logs / "noisy.log").read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from common.checkpoint import write_atomically
+from common.paths import write_atomically
 from common.trust.certificates import (
     Authority,
     common_name,

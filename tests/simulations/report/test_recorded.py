@@ -8,7 +8,7 @@ import pytest
 
 from common.checkpoint import NAME
 from common.errors import CheckpointError
-from server.rounds import JOURNAL
+from server.service.runs import JOURNAL
 from simulations.report.page import write_report
 from simulations.report.recorded import RecordedRun, read_run
 from tests.simulations.report.pages import journal, judged

@@ -17,7 +17,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # typ
 from common.checkpoint import read_checkpoint
 from common.errors import SettingsError
 from common.settings import Settings, Value
-from server.rounds import read_journal, rounds_log
+from server.rounds import rounds_log
+from server.service.runs import read_journal
 from simulations.engine import in_process
 from simulations.judging.evaluate import Protocol, evaluate, open_judged
 from simulations.report import tracking
