@@ -1,5 +1,6 @@
 """A site's folder: keys that never leave it, the request for its operator, and the kit that comes back."""
 
+import os
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -149,6 +150,9 @@ def take_kit(home: SiteHome, data: bytes, passphrase: str | None, now: datetime)
     write_atomically(home.kit_file, data, 0o644)
     write_atomically(home.chain, as_pem(parse_certificates(kit.roots_pem.encode())), 0o644)
     if key != home.tls_key:
+        if os.name == "posix":  # the relay's user goes on reading it
+            owner = home.tls_key.stat()
+            os.chown(key, owner.st_uid, owner.st_gid)
         key.replace(home.tls_key)
     write_atomically(home.tls_certificate, kit.certificate_pem.encode(), 0o644)
     known = before.fabs if before else kit.fabs

@@ -35,7 +35,6 @@ from client.relay.presence import ACTIVATE, Presence
 from client.relay.way import PATIENCE, QUICK, Answer, Contact, UnavailableError, Way
 from common.deployment.forward import (
     HEALTH,
-    LARGE,
     NODE_KEY,
     PASSED,
     PREFIX,
@@ -55,8 +54,6 @@ from common.errors import PolicyRefusal
 
 log = logging.getLogger("fedreptile.relay")
 
-LARGEST_BODY = 256 << 20
-"""Of an object; the gateway's own limit is below."""
 LARGE_AT_ONCE = 4
 """So many objects are held in memory at once; further ones wait."""
 POLL_SECONDS = 0.5
@@ -118,10 +115,10 @@ class Relay:
             await answer(send, found.status, found.body, {"content-type": found.headers.get("content-type", PROTOBUF)})
         except RefusedError as error:
             self._note(error)
-            await refuse(send, error, {})
+            await refuse(scope, send, error, {})
         except UnavailableError as error:
             self.contact.lost(error)
-            await refuse(send, RefusedError(503, error.cause, str(error), "a server that answers"), {}, close=False)
+            await refuse(scope, send, RefusedError(503, error.cause, str(error), "a server that answers"), {})
         except GoneError:
             return
 
@@ -138,7 +135,7 @@ class Relay:
         await self._way.close()
 
     async def _answer(self, path: str, headers: Mapping[str, str], receive: Receive) -> Answer:
-        body = await read_body(receive, headers, LARGEST_BODY if ROUTES[path] == LARGE else ROUTES[path])
+        body = await read_body(receive, headers, ROUTES[path] or self._way.largest)
         passed = {name: headers[name] for name in PASSED if name in headers}
         request = self._door.request(path, body)
         match path:

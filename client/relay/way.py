@@ -6,6 +6,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
@@ -13,7 +14,7 @@ import httpx
 
 from client.home import SiteConfig, SiteHome
 from common import VERSION
-from common.deployment.forward import FROM_HEADER, VERSION_HEADER, Pair, Renewed, stamp_of
+from common.deployment.forward import FROM_HEADER, LARGEST_HEADER, VERSION_HEADER, Pair, Renewed, stamp_of
 from common.errors import FedreptileError, TrustError
 from common.trust.kit import read_kit
 
@@ -27,7 +28,7 @@ IDLE_SECONDS = 30.0
 """Time that an idle connection is kept; the gateway keeps it longer."""
 RETIRED_SECONDS = 120.0
 """Time after which connections of an old certificate are closed."""
-LARGEST_ANSWER = 256 << 20
+LARGEST_ANSWER = LARGEST_BODY = 256 << 20
 
 
 class UnavailableError(FedreptileError):
@@ -76,6 +77,8 @@ class Way:
         """Raises TrustError if the kit, a certificate or a key cannot be used."""
         self._home, self._proxy = home, config.proxy
         self._pair = Pair(home.tls_certificate, home.tls_key, passphrase)
+        self.largest = LARGEST_BODY
+        """Bytes of the largest body that the gateway takes, as it last said."""
         self._client: httpx.AsyncClient | None = None
         self._base = ""
         self._retired: list[tuple[float, httpx.AsyncClient]] = []
@@ -113,6 +116,8 @@ class Way:
                 await found.aclose()
         except httpx.HTTPError as error:
             raise _unavailable(error) from error
+        with suppress(KeyError, ValueError):
+            self.largest = min(int(found.headers[LARGEST_HEADER]), LARGEST_BODY)
         if found.headers.get(FROM_HEADER) == "superlink":
             return answer
         return _of_gateway(answer)

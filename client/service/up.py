@@ -97,7 +97,9 @@ def parts_of(home: SiteHome, config: SiteConfig, ways: Ways) -> list[Part]:
     superexec = script(
         "flower-superexec",
         *("--runtime-api-address", node, "--root-certificates", ca),
-        *("--superexec-auth-secret-file", secret, "--parent-pid", str(os.getpid())),
+        *("--superexec-auth-secret-file", secret),
+        # It ends with its parent, which it can only see if both are of one user; else the next 'up' ends it.
+        *(() if as_user(config.app_user) else ("--parent-pid", str(os.getpid()))),
     )
     # A proxy is for the relay alone: Flower would send even what is meant for 127.0.0.1 there. And the passphrase of
     # the site's keys is not for processes that run code from elsewhere.

@@ -26,7 +26,7 @@ from flwr.supercore.constant import (
     FLWR_PACKAGE_NAME_METADATA_KEY,
     FLWR_PACKAGE_VERSION_METADATA_KEY,
 )
-from h11 import IDLE
+from h11 import IDLE, SEND_BODY
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -58,6 +58,8 @@ FLOWER_VERSION = FLWR_PACKAGE_VERSION_METADATA_KEY
 VERSION_HEADER = "x-fedreptile-version"
 FROM_HEADER = "x-fedreptile-from"
 """In answers of the gateway: 'superlink' if it only passes them on, 'gateway' if it refuses."""
+LARGEST_HEADER = "x-fedreptile-largest"
+"""In answers of the gateway: bytes of the largest body that it takes."""
 PROTOBUF = "application/x-protobuf"
 PASSED = (
     "content-type",
@@ -76,6 +78,8 @@ HEADER_BYTES = 16 << 10
 HANDSHAKE_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 75
 """Time that an idle connection stays open."""
+LINGER_SECONDS = 5.0
+"""Time for which the rest of a refused body is thrown away, so that who sends it gets to read why."""
 LET_GO_SECONDS = 3
 """Time for requests under way when the process is asked to end."""
 WRITE_SECONDS = 2.0
@@ -163,20 +167,21 @@ def _check_size(size: int, most: int) -> None:
         raise RefusedError(413, "too-large", f"a body of {size} bytes or more", f"at most {most} bytes")
 
 
-async def answer(send: Send, status: int, body: bytes, headers: Mapping[str, str], close: bool = False) -> None:
-    """Send a whole answer. ``close`` ends the connection after it, and with it a body that was not read."""
-    every = {**headers, "content-length": str(len(body)), **({"connection": "close"} if close else {})}
+async def answer(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Send a whole answer."""
+    every = {**headers, "content-length": str(len(body))}
     encoded = [(name.encode(), value.encode("latin-1")) for name, value in every.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(send: Send, error: RefusedError, headers: Mapping[str, str], close: bool = True) -> None:
+async def refuse(scope: Scope, send: Send, error: RefusedError, headers: Mapping[str, str]) -> None:
     """Send a refusal as short JSON: error, found, needed."""
     every = {"content-type": "application/json", **headers}
     if error.wait:
         every["retry-after"] = str(error.wait)
-    await answer(send, error.status, error.body, every, close)
+    scope["state"]["linger"]()
+    await answer(send, error.status, error.body, every)
 
 
 class Budget:
@@ -363,8 +368,8 @@ class Guard:
 class GuardedProtocol(H11Protocol):
     """uvicorn's protocol, which knows the client's certificate and does not wait for ever for a request's head.
 
-    A request finds in ``scope["state"]``: ``connection``; ``began``, the loop's time of its first byte; and ``abort``,
-    which ends the connection at once.
+    A request finds in ``scope["state"]``: ``connection``; ``began``, the loop's time of its first byte; ``abort``,
+    which ends the connection at once; and ``linger``, to be called before an answer to a body that was not read.
     """
 
     def __init__(self, config: uvicorn.Config, state: Any, guard: Guard) -> None:
@@ -376,7 +381,12 @@ class GuardedProtocol(H11Protocol):
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         connection = self._guard.opened(tls.getpeercert(binary_form=True) if tls else None)
-        self.app_state = {"connection": connection, "abort": transport.abort, "began": self.loop.time()}
+        self.app_state = {
+            "connection": connection,
+            "abort": transport.abort,
+            "linger": self._linger,
+            "began": self.loop.time(),
+        }
         self._mind()
 
     def data_received(self, data: bytes) -> None:
@@ -395,6 +405,15 @@ class GuardedProtocol(H11Protocol):
         """Whether nothing is under way, neither here nor on the way to the client."""
         answered = self.cycle is None or self.cycle.response_complete
         return answered and not self.transport.get_write_buffer_size()
+
+    def _linger(self) -> None:
+        cycle = self.cycle
+
+        def end() -> None:
+            if self.cycle is cycle and self.conn.their_state is SEND_BODY:
+                self.transport.abort()
+
+        self.loop.call_later(LINGER_SECONDS, end)
 
     def _mind(self) -> None:
         """Have the timer run from a request's first byte until its head is complete."""

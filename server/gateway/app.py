@@ -17,6 +17,7 @@ from common.deployment.forward import (
     FLOWER_VERSION,
     FROM_HEADER,
     HEALTH,
+    LARGEST_HEADER,
     PASSED,
     ROUTES,
     VERSION_HEADER,
@@ -44,7 +45,6 @@ BODIES_AT_ONCE = 4
 """So many bodies of the largest size are held in memory at once, one of each site; further ones wait."""
 ANSWERED = ("content-type", "content-length", "flwr-version-incompatibility-message")
 """Headers of the SuperLink's answers that are passed on."""
-OWN = {FROM_HEADER: "gateway", VERSION_HEADER: VERSION}
 
 
 class Gateway:
@@ -57,6 +57,8 @@ class Gateway:
     def __init__(self, home: FederationHome, config: FederationConfig, upstream: httpx.AsyncClient) -> None:
         """Raises TrustError if the list of sites is damaged."""
         self._upstream, self._largest = upstream, config.megabytes_a_message << 20
+        self._passing = {LARGEST_HEADER: str(self._largest), VERSION_HEADER: VERSION, FROM_HEADER: "superlink"}
+        self._own = {**self._passing, FROM_HEADER: "gateway"}
         self._sites = Sites(home.registry_file)
         self._limits = Limits(config.requests_a_second, config.megabytes_a_second * 1e6)
         self._budget, self._budgets = Budget(BODIES_AT_ONCE * self._largest), dict[str, Budget]()
@@ -77,7 +79,7 @@ class Gateway:
         except RefusedError as error:
             self._note(caller.name, error)
             if not request.answered:
-                await refuse(request.send, error, OWN)
+                await refuse(scope, send, error, self._own)
         except GoneError:
             return
         except TimeoutError:  # it does not read its answer
@@ -137,7 +139,7 @@ class Gateway:
             raise _no_superlink(error) from error
         try:
             given = {name: found.headers[name] for name in ANSWERED if name in found.headers}
-            await request.start(found.status_code, {**given, FROM_HEADER: "superlink", VERSION_HEADER: VERSION})
+            await request.start(found.status_code, {**given, **self._passing})
             async for part in found.aiter_raw(64 << 10):
                 seen.bytes_out += len(part)
                 async with asyncio.timeout(self.connections.patience):
@@ -157,7 +159,7 @@ class Gateway:
             check_version(headers)
         self._book.met(name, shown_version(headers.get(VERSION_HEADER, "")), _flower(headers))
         body = json.dumps({"site": name, "version": VERSION}).encode()
-        await answer(request.send, found.status_code, body, {"content-type": "application/json", **OWN})
+        await answer(request.send, found.status_code, body, {"content-type": "application/json", **self._own})
 
     def _note(self, name: str, error: RefusedError) -> None:
         try:

@@ -19,10 +19,8 @@ def deployment() -> Iterator[Deployment]:
         found = Deployment(Path(folder), environment={"FEDREPTILE_TEST": folder, "FEDREPTILE_HOME": f"{folder}/home"})
         try:
             yield found
-        except BaseException:
-            print(found.logs())
-            raise
         finally:
+            print(found.logs())
             found.down()
             left = found.processes()
             for pid, _ in left:

@@ -17,9 +17,9 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 
-from common.checkpoint import write_atomically
 from common.deployment.ports import free_port
 from common.deployment.supervisor import script
+from common.paths import write_atomically
 from server.enrolment.nodes import register_missing
 from server.enrolment.sites import revoke
 from server.home import FederationHome
@@ -115,13 +115,13 @@ def test_a_supernode_comes_online_through_relay_and_gateway_and_survives(tmp_pat
 
 def _cannot_control(site: RelayedSite) -> None:
     """Try what only the operator may, with Flower's own clients."""
-    address, roots = f"127.0.0.1:{site.port}", str(site.home.loopback / "ca.crt")
+    address, roots = f"127.0.0.1:{site.port}", (site.home.loopback / "ca.crt").read_bytes()
     version = [RuntimeVersionHttpInterceptor(component_name="flwr-cli")]
     with ControlHttpClient.from_server_address(address, False, roots, version) as client:
         with pytest.raises(httpx.HTTPStatusError, match="404"):
             client.ListNodes(ListNodesRequest())
         with pytest.raises(httpx.HTTPStatusError, match="404"):
             client.StartRun(StartRunRequest())
-    with RuntimeHttpClient.from_server_address(address, False, roots, version) as runtime:
-        with pytest.raises(httpx.HTTPStatusError, match="404"):
-            runtime.AcquireTask(AcquireTaskRequest())
+    runtime = RuntimeHttpClient.from_server_address(address, False, roots, version)
+    with runtime, pytest.raises(httpx.HTTPStatusError, match="404"):
+        runtime.AcquireTask(AcquireTaskRequest())

@@ -106,7 +106,8 @@ def takes_all(body: bytes) -> tuple[int, bytes]:
     tree = request.message_object_trees[0]
     wanted = [tree.object_id, *(child.object_id for child in tree.children)]
     results = {request.messages_list[0].metadata.message_id: 0}
-    return 200, PushMessagesResponse(results=results, objects_to_push=wanted, session_id="s1").SerializeToString()
+    found = PushMessagesResponse(results=results, objects_to_push=wanted, session_id="s1")
+    return 200, found.SerializeToString()
 
 
 def told(site: RelayedSite, route: str) -> bytes:
@@ -166,6 +167,8 @@ def test_a_body_that_is_too_large_does_not_pass(site: RelayedSite) -> None:
 def test_what_the_gateway_will_never_take_is_not_asked_for_ever(site: RelayedSite) -> None:
     content = config(b"x" * 3_000_000)
     site.enter(content)
+    site.post("send-node-heartbeat", BEAT)
+    site.world.upstream.asked.clear()
     (name, data) = max(objects_of(content).items(), key=lambda item: len(item[1]))
     found = site.post(
         "push-object", PushObjectRequest(node=SELF, object_id=name, object_content=data).SerializeToString()
@@ -248,7 +251,7 @@ def _post_and_leave(site: RelayedSite) -> None:
 
 def activation(site: RelayedSite) -> bytes:
     key = b64decode(site.world.node_keys[site.name])
-    return ActivateNodeRequest(public_key=key, heartbeat_interval=30).SerializeToString()
+    return bytes(ActivateNodeRequest(public_key=key, heartbeat_interval=30).SerializeToString())
 
 
 def test_a_supernode_that_was_killed_is_activated_though_the_superlink_has_it_online(site: RelayedSite) -> None:

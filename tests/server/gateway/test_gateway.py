@@ -59,7 +59,7 @@ def refusal(found: httpx.Response) -> tuple[int, str]:
 def raw(world: World, head: str, name: str = "north") -> bytes:
     """Send bytes as they are and return all that comes until the connection ends."""
     with dial(world, name) as opened:
-        opened.sendall(head.encode())
+        opened.sendall(head.replace("\r\n", "\r\nConnection: close\r\n", 1).encode())
         return received(opened)
 
 
@@ -244,7 +244,9 @@ def test_no_other_method_or_form_reaches_the_superlink(world: World, line: str) 
 
 def test_a_websocket_is_not_opened(world: World) -> None:
     asked = f"GET {HEARTBEAT} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    assert raw(world, asked).startswith(b"HTTP/1.1 404 ") and not world.upstream.asked
+    with dial(world, "north") as opened:
+        opened.sendall(asked.encode())
+        assert opened.recv(12) == b"HTTP/1.1 404" and not world.upstream.asked
 
 
 def test_a_header_that_is_there_twice_is_refused(world: World) -> None:
@@ -287,23 +289,37 @@ def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_read(world: Wo
     assert found.startswith(b"HTTP/1.1 413 ") and not world.upstream.asked
 
 
+def test_who_sends_too_much_gets_to_read_why_and_then_the_connection_ends(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.deployment.forward.LINGER_SECONDS", 0.5)
+    for _ in range(5):
+        with world.client("north") as client:
+            found = client.post(OBJECT, content=bytes(20 * MEGABYTE), headers=world.headers("north"))
+        assert refusal(found) == (413, "too-large")
+    with dial(world, "north") as opened:
+        opened.sendall(large(world, OBJECT, f"Content-Length: {2 * MEGABYTE}").encode())
+        assert received(opened).startswith(b"HTTP/1.1 413 ")
+
+
 def test_a_body_of_the_largest_size_passes(world: World) -> None:
     with world.client("north") as client:
         found = client.post(OBJECT, content=bytes(MEGABYTE), headers=world.headers("north"))
     assert found.status_code == 200 and len(found.content) == MEGABYTE
 
 
-@pytest.mark.parametrize(("path", "most"), [(HEARTBEAT, SMALL), (OBJECT, MEGABYTE)])
-def test_a_body_in_chunks_is_cut_off_when_it_is_too_large(world: World, path: str, most: int) -> None:
-    piece = "x" * 16384
-    with dial(world, "north") as opened:
+@pytest.mark.parametrize("path", [HEARTBEAT, OBJECT])
+def test_a_body_in_chunks_without_end_is_refused_and_cut_off(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr("common.deployment.forward.LINGER_SECONDS", 0.2)
+    piece, end = "x" * 16384, time.monotonic() + 30
+    before = refused_of(world, "north", "too-large")
+    with dial(world, "north") as opened, pytest.raises(OSError):
         opened.sendall(large(world, path, "Transfer-Encoding: chunked").encode())
-        sent = 0
-        with contextlib.suppress(OSError):
-            while sent < 64 * most:
-                opened.sendall(f"{len(piece):x}\r\n{piece}\r\n".encode())
-                sent += len(piece)
-        assert sent < 64 * most
+        while time.monotonic() < end:
+            opened.sendall(f"{len(piece):x}\r\n{piece}\r\n".encode())
+    wait_until(lambda: refused_of(world, "north", "too-large") > before)
     assert not world.upstream.asked
 
 
@@ -451,7 +467,7 @@ def test_rates_and_connections_of_a_site_are_limited(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_is_bounded_whatever_is_sent(tmp_path: Path) -> None:
-    world = make_world(tmp_path, "north", megabytes_a_message=2, seconds_a_request=5.0)
+    world = make_world(tmp_path, "north", megabytes_a_message=8, seconds_a_request=5.0)
     words = [sys.executable, "-P", "-m", "server.gateway", "--home", str(world.server.path)]
     root = Path(__file__).resolve().parents[3]
     process = subprocess.Popen(
@@ -464,30 +480,30 @@ def test_memory_is_bounded_whatever_is_sent(tmp_path: Path) -> None:
         wait_until(lambda: _connects(world.port))
         with world.superlink():
             with world.client("north") as client:
-                client.post(OBJECT, content=bytes(2 * MEGABYTE), headers=world.headers("north"))
+                client.post(OBJECT, content=bytes(8 * MEGABYTE), headers=world.headers("north"))
             before, sent = _peak(process.pid), 0
             with contextlib.ExitStack() as stack:
                 opened = [stack.enter_context(dial(world, "north")) for _ in range(12)]
                 for one in opened:  # each says that it has a body of the largest size, and sends most of it
-                    one.sendall(large(world, OBJECT, f"Content-Length: {2 * MEGABYTE}").encode())
+                    one.sendall(large(world, OBJECT, f"Content-Length: {8 * MEGABYTE}").encode())
                     one.settimeout(0.2)
                 for one in opened:
                     with contextlib.suppress(OSError):
-                        for _ in range(30):
+                        for _ in range(120):
                             one.sendall(bytes(65536))
                             sent += 65536
             with dial(world, "north") as one, contextlib.suppress(OSError):
                 one.sendall(large(world, OBJECT, "Transfer-Encoding: chunked").encode())
                 for _ in range(2000):
                     one.sendall(b"10000\r\n" + bytes(65536) + b"\r\n")
-            assert sent > 2 * MEGABYTE
-            assert _peak(process.pid) - before < 24 * 1024
+            assert sent > 8 * MEGABYTE
+            assert _peak(process.pid) - before < 40 * 1024
         assert process.stdin is not None
         process.stdin.close()  # as when its supervisor is no more
         assert process.wait(20) == 0
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def _connects(port: int) -> bool:
