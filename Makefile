@@ -43,6 +43,7 @@ federations: $(VENV)/.ready-to-run
 bench: $(VENV)/.ready-to-run
 	$(BIN)/python -m simulations.benchmarks.federation
 	$(BIN)/python -m simulations.benchmarks.reading
+	$(BIN)/python -m simulations.benchmarks.deployment
 
 endurance: $(VENV)/.ready-to-test
 	$(BIN)/python -m pytest -m endurance $(TEST_ARGS)

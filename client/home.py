@@ -73,11 +73,6 @@ class SiteHome:
         return self.path / "tls.crt"
 
     @property
-    def chain(self) -> Path:
-        """Roots by which the site knows the server."""
-        return self.path / "chain.crt"
-
-    @property
     def node_key(self) -> Path:
         return self.path / "keys" / "node.key"
 

@@ -19,7 +19,7 @@ def main(grid: Grid, context: Context) -> None:
     settings = Settings.from_flat(context.run_config)
     folder = RunFolder.of(settings).path
     try:
-        run_federation(grid, settings)
+        run_federation(grid, settings, attempt=context.run_id)
     except FedreptileError as error:
         write_outcome(folder, context.run_id, str(error))
         raise

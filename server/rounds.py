@@ -24,7 +24,7 @@ from common.settings import Settings, flatten
 from server.collect import collect, sort_out
 from server.reptile import Reptile, RoundReport
 from server.roster import Roster
-from server.service.runs import JOURNAL, SITES, read_journal
+from server.service.runs import JOURNAL, LOCK, SITES, read_journal, write_attempt
 from server.trust import trust_from_environment
 
 log = logging.getLogger("fedreptile.server")
@@ -32,7 +32,6 @@ rounds_log = logging.getLogger("fedreptile.rounds")
 """One record a round, with the report as ``record.report``."""
 
 IDENTITY = "identity"
-LOCK = "lock"
 LOCK_SECONDS = 90.0
 """A ServerApp that Flower has given up needs about a minute to notice."""
 MAY_CHANGE = frozenset(
@@ -68,12 +67,17 @@ class RunFolder:
         return self.path / NAME
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the folder to this process. Raises RoundError if another one has it, such as a run that seemed lost."""
+    def held(self, attempt: int = 0) -> Iterator[None]:
+        """Keep the folder to this process, and note which attempt it is.
+
+        Raises:
+            RoundError: if another one has it, such as a run that seemed lost.
+        """
         file = hold(self.path / LOCK, LOCK_SECONDS)
         if file is None:
             raise RoundError(f"another process works on the run in {self.path}; stop that one, or wait for its end")
         with file:
+            write_attempt(self.path, attempt)
             yield
 
     def identity(self) -> str:
@@ -142,17 +146,22 @@ def load_or_begin(plan: Plan, folder: RunFolder) -> RunState:
     return found.state
 
 
-def run_federation(grid: Grid, settings: Settings, now: Callable[[], float] = time.monotonic) -> RunState:
+def run_federation(
+    grid: Grid, settings: Settings, now: Callable[[], float] = time.monotonic, attempt: int = 0
+) -> RunState:
     """Run all rounds over a grid and return the last state.
 
     The state is on disk every ``run.checkpoint-seconds``, at the end, and when interrupted.
+
+    Args:
+        attempt: Flower's id of the run; 0 if it has none.
 
     Raises:
         RoundError: if too few sites join, too many rounds in a row have no quorum, or another process is at it.
         CheckpointError, SettingsError: see ``load_or_begin``.
     """
     plan, folder = plan_for(settings), RunFolder.of(settings)
-    with folder.held():
+    with folder.held(attempt):
         return _all_rounds(grid, plan, folder, now)
 
 

@@ -13,7 +13,6 @@ from common.errors import SettingsError, TrustError
 from common.paths import write_atomically
 from common.settings import Settings, Value, flatten
 from common.trust.certificates import (
-    as_pem,
     check_site_certificate,
     parse_certificates,
     read_certificates,
@@ -148,7 +147,6 @@ def take_kit(home: SiteHome, data: bytes, passphrase: str | None, now: datetime)
     if not home.policy_file.exists():
         write_default_policy(home.policy_file, kit.fabs)
     write_atomically(home.kit_file, data, 0o644)
-    write_atomically(home.chain, as_pem(parse_certificates(kit.roots_pem.encode())), 0o644)
     if key != home.tls_key:
         if os.name == "posix":  # the relay's user goes on reading it
             owner = home.tls_key.stat()

@@ -1,5 +1,6 @@
 """Logs of processes in files of bounded size."""
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import IO
@@ -24,8 +25,9 @@ class BoundedLog:
                 self._turn()
             self._file.write(data[-self._most :])
             self._size += len(data)
-        except OSError:
-            return
+        except (OSError, ValueError):  # the latter: it could not be opened again
+            with contextlib.suppress(OSError):
+                self._file = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
         self._file.close()

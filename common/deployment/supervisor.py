@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.deployment.logs import copy_to_log
-from common.errors import DeployError
+from common.errors import DeployError, FedreptileError
 from common.paths import write_atomically
 
 log = logging.getLogger("fedreptile.supervisor")
@@ -110,6 +110,8 @@ class Supervisor:
         self._chores, self._chore_seconds = chores, chore_seconds
         self._stop = threading.Event()
         self._written = ""
+        self._trouble = ""
+        """What went wrong at the last look, so that it is logged once."""
 
     def run(self, when_ready: Callable[[], None] = lambda: None) -> None:
         """Run the parts until ``stop`` is called, SIGTERM or SIGINT arrives, or ``down`` asks for it.
@@ -121,19 +123,32 @@ class Supervisor:
         told, chores_at = False, 0.0
         try:
             while not self._stop.is_set() and not (self._run_folder / STOP).exists():
-                self._look_after_all()
+                with self._going_on() if told else contextlib.nullcontext():
+                    self._look_after_all()
+                    self._trouble = ""
                 if not told and all(running.is_ready for running in self._parts):
                     told = True
                     when_ready()
                 if told and time.monotonic() >= chores_at:
-                    self._chores()
                     chores_at = time.monotonic() + self._chore_seconds
+                    with self._going_on():
+                        self._chores()
                 self._stop.wait(LOOK_SECONDS)
         finally:
             for running in reversed(self._parts):
                 self._end(running)
             (self._run_folder / STATE).unlink(missing_ok=True)
             (self._run_folder / STOP).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """Log what goes wrong, such as that a disk is full; it is tried again, and must not end what runs."""
+        try:
+            yield
+        except (FedreptileError, OSError) as error:
+            if str(error) != self._trouble:
+                log.error("%s", error)
+            self._trouble = str(error)
 
     def stop(self) -> None:
         self._stop.set()
@@ -172,9 +187,9 @@ class Supervisor:
             return
         if not running.is_ready:
             if running.part.ready():
+                running.part.started()
                 running.is_ready = True
                 log.info("%s is ready (process %d)", running.part.name, process.pid)
-                running.part.started()
             elif now - running.since > READY_SECONDS:
                 log.warning("%s was not ready in %.0f s and is started again", running.part.name, READY_SECONDS)
                 self._end(running)

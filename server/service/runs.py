@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.deployment.lock import hold
 from common.errors import DeployError
 from common.paths import write_atomically
 from common.settings import Settings, Value, flatten
@@ -16,6 +17,8 @@ from server.home import FederationHome
 JOURNAL, SITES = "rounds.jsonl", "sites.json"
 """A line of JSON a round; what the sites say about themselves."""
 RECORD, STOP, OUTCOME = "run.json", "stop", "outcome.json"
+LOCK, ATTEMPT = "lock", "attempt.json"
+"""Held while a process works on the run; which of Flower's runs held it last."""
 WANTED, RUNNING, FINISHED, FAILED, STOPPED = "wanted", "running", "finished", "failed", "stopped"
 ACTIVE = frozenset({WANTED, RUNNING})
 
@@ -104,6 +107,24 @@ def read_outcome(folder: Path, flower_run: int) -> str | None:
         return str(outcome["error"]) if outcome["flower-run"] == flower_run else None
     except (OSError, ValueError, KeyError):
         return None
+
+
+def write_attempt(folder: Path, flower_run: int) -> None:
+    """Note which attempt works on a run; whoever does it holds the run's lock."""
+    write_atomically(folder / ATTEMPT, json.dumps({"flower-run": flower_run}).encode())
+
+
+def has_died(folder: Path, flower_run: int) -> bool:
+    """Return whether an attempt was at work and its process is no more. How it ended is noted a moment later."""
+    try:
+        if json.loads((folder / ATTEMPT).read_text(encoding="utf-8"))["flower-run"] != flower_run:
+            return False
+    except (OSError, ValueError, KeyError):
+        return False
+    file = hold(folder / LOCK)
+    if file is not None:
+        file.close()
+    return file is not None
 
 
 def read_journal(run: Path) -> list[dict[str, Any]]:

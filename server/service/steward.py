@@ -1,7 +1,7 @@
-"""The steward: starts the runs that the operator wants, and starts them again when Flower lost them.
+"""The steward: starts the runs that the operator wants, and starts them again when they were lost.
 
-Flower does not start a ServerApp again that died, nor any after its SuperLink was down for a minute. A run that is
-started again goes on from its checkpoint.
+Flower does not start a ServerApp again that died, and needs a minute to see it, nor any after its SuperLink was down for
+a minute. A run that is started again goes on from its checkpoint.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from server.service.runs import (
     WANTED,
     RunRecord,
     all_runs,
+    has_died,
     read_journal,
     read_outcome,
     update_run,
@@ -35,6 +36,8 @@ log = logging.getLogger("fedreptile.steward")
 PAUSE = 0.5
 LOOK_SECONDS = 3.0
 """Between looks at a run that is under way; how it ended is noted in its folder and seen at once."""
+OUTCOME_SECONDS = 2.0
+"""Time that a process has for its last word after it let go of the run."""
 MOST_ATTEMPTS = 20
 """Attempts in a row without a single finished round."""
 
@@ -104,7 +107,7 @@ def _start(home: FederationHome, record: RunRecord, superlink: Control, fab: byt
 
 def _follow(home: FederationHome, record: RunRecord, superlink: Control) -> None:
     status = superlink.run_status(record.flower_run)
-    if status.status not in ("finished", "unknown"):
+    if status.status not in ("finished", "unknown") and not _is_lost(home.runs / record.name, record.flower_run):
         return
     error = read_outcome(home.runs / record.name, record.flower_run)
     if error == "":
@@ -114,8 +117,18 @@ def _follow(home: FederationHome, record: RunRecord, superlink: Control) -> None
         update_run(home, record, state=FAILED, reason=error)
         log.error("run %s failed: %s", record.name, error)
     else:
+        if status.status not in ("finished", "unknown"):
+            superlink.stop_run(record.flower_run)
         log.warning("run %s was lost (%s %s %s)", record.name, status.status, status.sub_status, status.details)
         update_run(home, record, state=WANTED)
+
+
+def _is_lost(folder: Path, flower_run: int) -> bool:
+    """Return whether the process of an attempt died without a word, which Flower sees only after a minute."""
+    if not has_died(folder, flower_run):
+        return False
+    time.sleep(OUTCOME_SECONDS)
+    return read_outcome(folder, flower_run) is None
 
 
 def _rounds_done(folder: Path) -> int:

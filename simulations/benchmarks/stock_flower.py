@@ -4,6 +4,7 @@ What the documentation of Flower shows, with our network, our data and the same 
 """
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,8 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-server_app, client_app = ServerApp(), ClientApp()
+server_app = ServerApp()
+client_app = ClientApp()
 
 
 def network(way: int, width: int) -> torch.nn.Module:
@@ -23,19 +25,20 @@ def network(way: int, width: int) -> torch.nn.Module:
     return torch.nn.Sequential(OmniglotNetwork(1, width), torch.nn.LazyLinear(way))
 
 
-def examples(context: Context) -> tuple[Tensor, Tensor, int]:
-    """Return inputs, labels and the number of classes of the node's folder."""
+def examples(context: Context) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels of the first classes of the node's folder."""
     from client.data.sites import open_own
     from common.learning.episode import all_of
     from common.settings import DataSettings
 
     found = all_of(open_own(Path(str(context.node_config["data"])), DataSettings(), None)).support
-    return found.inputs, found.labels, found.way
+    rows = found.labels < int(context.run_config["way"])
+    return found.inputs[rows], found.labels[rows]
 
 
-def loaded(message: Message, context: Context, way: int, inputs: Tensor) -> torch.nn.Module:
+def loaded(message: Message, context: Context, inputs: Tensor) -> torch.nn.Module:
     torch.set_num_threads(1)
-    net = network(way, int(context.run_config["width"]))
+    net = network(int(context.run_config["way"]), int(context.run_config["width"]))
     net(inputs[:1])
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
@@ -54,8 +57,8 @@ def fit(net: torch.nn.Module, inputs: Tensor, labels: Tensor, steps: int, batch:
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    inputs, labels, way = examples(context)
-    net = loaded(message, context, way, inputs)
+    inputs, labels = examples(context)
+    net = loaded(message, context, inputs)
     fit(net, inputs, labels, int(context.run_config["steps"]), int(context.run_config["batch"]))
     metrics = MetricRecord({"num-examples": len(labels)})
     return Message(RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics}), reply_to=message)
@@ -63,8 +66,8 @@ def train(message: Message, context: Context) -> Message:
 
 @client_app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    inputs, labels, way = examples(context)
-    net = loaded(message, context, way, inputs)
+    inputs, labels = examples(context)
+    net = loaded(message, context, inputs)
     fit(net, inputs, labels, int(context.run_config["steps"]), int(context.run_config["batch"]))
     with torch.no_grad():
         right = (net(inputs[:50]).argmax(1) == labels[:50]).float().mean().item()
@@ -75,10 +78,17 @@ def evaluate(message: Message, context: Context) -> Message:
 class Timed(FedAvg):
     """FedAvg that notes when each round is over."""
 
-    def aggregate_evaluate(self, server_round: int, replies: object) -> MetricRecord | None:  # type: ignore[override]
-        found = super().aggregate_evaluate(server_round, replies)  # type: ignore[arg-type]
-        print(f"ROUND {server_round} {time.time()}", flush=True)
+    notes = ""
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        found = super().aggregate_evaluate(server_round, replies)
+        note(self.notes)
         return found
+
+
+def note(path: str) -> None:
+    with Path(path).open("a", encoding="ascii") as file:
+        file.write(f"{time.time()}\n")
 
 
 @server_app.main()
@@ -88,6 +98,7 @@ def main(grid: Grid, context: Context) -> None:
         time.sleep(0.5)
     net = network(int(context.run_config["way"]), int(context.run_config["width"]))
     net(torch.zeros(1, 1, 28, 28))
-    print(f"ROUND 0 {time.time()}", flush=True)
     strategy = Timed(min_train_nodes=nodes, min_evaluate_nodes=nodes, min_available_nodes=nodes)
+    strategy.notes = str(context.run_config["notes"])
+    note(strategy.notes)
     strategy.start(grid, ArrayRecord(net.state_dict()), num_rounds=int(context.run_config["rounds"]))

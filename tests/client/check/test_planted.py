@@ -84,7 +84,7 @@ def not_joined(at: Plant) -> None:
 
 
 def no_kit_yet(at: Plant) -> None:
-    for path in (at.home.kit_file, at.home.policy_file, at.home.chain, at.home.tls_certificate):
+    for path in (at.home.kit_file, at.home.policy_file, at.home.tls_certificate):
         path.unlink()
 
 

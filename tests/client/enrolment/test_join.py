@@ -96,7 +96,6 @@ def test_step_two_takes_the_kit(place: Path) -> None:
     assert home.kit_file.read_bytes() == kit.read_bytes()
     certificate = read_certificates(home.tls_certificate)[0]
     assert same_key(certificate, read_ec_key(home.tls_key).public_key())
-    assert read_certificates(home.chain) == read_certificates(Path("fed/chain.crt"))
     assert read_kit(kit).fabs[0] in home.policy_file.read_text()
 
 
