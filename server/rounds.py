@@ -77,7 +77,8 @@ class RunFolder:
         if file is None:
             raise RoundError(f"another process works on the run in {self.path}; stop that one, or wait for its end")
         with file:
-            write_attempt(self.path, attempt)
+            if attempt:
+                write_attempt(self.path, attempt)
             yield
 
     def identity(self) -> str:

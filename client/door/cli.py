@@ -36,15 +36,18 @@ def show(
     kind: Annotated[str, typer.Option(help="Only of this kind: train, Update, Error, refused, again, ….")] = "",
     last: Annotated[int, typer.Option(min=0, help="How many of the newest entries to list; 0 all.")] = 50,
 ) -> None:
-    """List what left, newest last, and the sums of each day."""
+    """List what left, newest last, and the sums of each day; 'export' has the names of all figures."""
     found, damage = _read(_folder(home, folder))
     chosen = [entry for entry in found if _is_meant(entry, day, run, kind)]
     table = Table("entry", "time (UTC)", "run", "round", "what", "bytes", "contents")
+    for column, width in enumerate((None, 19, 8)):
+        table.columns[column].no_wrap, table.columns[column].min_width = True, width
     for entry in chosen[-last:] if last else chosen:
         what = " ".join(word for word in (entry.kind, entry.event, entry.content) if word)
         contents = [f"{name} {list(shape)}" for name, shape in entry.arrays.items()]
-        contents += [*entry.scalars, *([f"{len(entry.classes)} class names"] if entry.classes else [])]
-        cells = (entry.number, entry.time[:19], entry.run, entry.round, what, entry.bytes)
+        contents += [f"{len(entry.scalars)} figures"] if entry.scalars else []
+        contents += [f"{len(entry.classes)} class names"] if entry.classes else []
+        cells = (entry.number, entry.time[:19], entry.run[:8], entry.round, what, entry.bytes)
         table.add_row(*(Text(str(cell)) for cell in (*cells, ", ".join(contents) or entry.reason)))
     console.print(table)
     console.print(_by_day(chosen))
@@ -120,7 +123,7 @@ def _read(folder: Path) -> tuple[list[Entry], LedgerError | None]:
 
 def _is_meant(entry: Entry, day: str, run: str, kind: str) -> bool:
     kinds = (entry.kind, entry.content, entry.event)
-    return day in ("", entry.day) and run in ("", entry.run) and (not kind or kind in kinds)
+    return day in ("", entry.day) and entry.run.startswith(run) and (not kind or kind in kinds)
 
 
 def _by_day(chosen: list[Entry]) -> Table:

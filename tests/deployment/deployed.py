@@ -192,6 +192,11 @@ class Deployment:
         self.wait(lambda: self.record(name).state in ("finished", "failed", "stopped"), patience)
         return self.record(name)
 
+    def relay_state(self, site: str) -> dict[str, Any]:
+        """Return what a site's relay says of its connection."""
+        found: dict[str, Any] = json.loads(self.sites[site].relay_state.read_text(encoding="utf-8"))
+        return found
+
     def pid(self, home: FederationHome | SiteHome, part: str) -> int:
         """Return the process id of a part; 'supervisor' is what starts the others."""
         state = read_state(home.run)

@@ -29,6 +29,13 @@ def pid_of(home: FederationHome | SiteHome, part: str) -> int | None:
     return entry["pid"] if part == "supervisor" or entry["ready"] else None
 
 
+def kill_and_wait(deployment: Deployment, home: FederationHome | SiteHome, part: str) -> None:
+    """Kill a part and wait until another process does its work."""
+    before = deployment.pid(home, part)
+    deployment.kill(home, part)
+    deployment.wait(lambda: pid_of(home, part) not in (None, before))
+
+
 @dataclass
 class Misbehaviour:
     """What is wrong with the processes of a site; takes effect within the moment."""
