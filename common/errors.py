@@ -145,6 +145,10 @@ class CheckpointError(FedreptileError):
     """A checkpoint is missing, damaged or belongs to other settings."""
 
 
+class WritingError(CheckpointError):
+    """A file cannot be written, such as on a full disk. It may be possible later."""
+
+
 class SourceError(FedreptileError):
     """A data set could not be fetched or does not match its checksum."""
 

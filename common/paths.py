@@ -5,7 +5,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import CheckpointError
+from common.errors import WritingError
 
 
 def data_home() -> Path:
@@ -42,7 +42,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         mode: who may read it, before the process's umask; 0o600 keeps it to its owner (not on Windows).
 
     Raises:
-        CheckpointError: if it cannot be written; nothing is left behind.
+        WritingError: if it cannot be written; nothing is left behind.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -55,4 +55,4 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     except OSError as error:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise WritingError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -3,7 +3,7 @@
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.errors import FedreptileError
+from common.errors import FedreptileError, WritingError
 from common.log import show_log
 from common.settings import Settings
 from server.rounds import RunFolder, run_federation
@@ -20,6 +20,8 @@ def main(grid: Grid, context: Context) -> None:
     folder = RunFolder.of(settings).path
     try:
         run_federation(grid, settings, attempt=context.run_id)
+    except WritingError:  # no outcome: the steward tries again
+        raise
     except FedreptileError as error:
         write_outcome(folder, context.run_id, str(error))
         raise

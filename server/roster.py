@@ -55,6 +55,8 @@ class Roster:
         self.expected: set[str] = set()
         """Sites that have taken part and are not given up."""
         self._asked: dict[str, Message] = {}
+        self._since: dict[str, str] = {}
+        """Node id -> when it had been activated as it was asked, by Flower."""
         self._trust = trust or NoKeys()
         self._now = now
 
@@ -79,7 +81,12 @@ class Roster:
             log.warning("site %s is not connected any more", name)
             del self.nodes[name]
             self.busy.pop(name, None)
-        self._asked = {key: message for key, message in self._asked.items() if int(key) in present}
+        activated = self._activated(grid) if self._asked else {}  # a node that started anew has lost what it was asked
+        self._asked = {
+            key: message
+            for key, message in self._asked.items()
+            if int(key) in present and activated.get(int(key), "") == self._since[key]
+        }
         self.refused = {
             node: refusal
             for node, refusal in self.refused.items()
@@ -91,6 +98,8 @@ class Roster:
             asked = {str(node): Message(content, node, "query") for node in sorted(strangers)}
             grid.push_messages(list(asked.values()))
             self._asked |= asked
+            since = self._activated(grid)
+            self._since |= {key: since.get(int(key), "") for key in asked}
         for key, reply in self._answers(grid):
             self._admit(int(key), reply)
         if self.busy:

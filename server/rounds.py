@@ -170,7 +170,7 @@ def _all_rounds(grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], flo
     settings = plan.settings
     trust = trust_from_environment(folder.identity())
     strategy = Reptile(plan, load_or_begin(plan, folder), Roster(trust), trust)
-    if strategy.state.round >= settings.run.rounds:
+    if strategy.state.round >= settings.run.rounds and (strategy.state.prototypes or not settings.outer.class_tables):
         log.info("all %d rounds are done already", settings.run.rounds)
         return strategy.state
     strategy.roster.wait_for(grid, settings.outer.join_sites, settings.outer.join_deadline)

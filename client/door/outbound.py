@@ -149,8 +149,9 @@ class Door:
         return answer
 
     def leave_again(self, answer: RecordDict, asked: Asked) -> RecordDict:
-        """Hand out an answer that has left before; the ledger notes it. Raises LedgerError."""
+        """Hand out an answer that has left before; the ledger notes it. Raises LedgerError or PolicyRefusal."""
         size = bytes_of(answer)
+        self._check_traffic(size)
         if self.ledger is not None:
             digest = digest_of(unsealed(answer))
             record = Record(AGAIN, asked.run, asked.round, asked.kind, bytes=size, sha256=digest, base=asked.base)

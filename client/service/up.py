@@ -126,7 +126,8 @@ def prepare(home: SiteHome, config: SiteConfig, ways: Ways) -> None:
     user alone reads the signing key, the relay's the TLS key, and the app's user neither of them.
     """
     worker, relay, app = (_owner(name) for name in (config.user, config.relay_user, config.app_user))
-    home.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+    home.run.mkdir(parents=True, exist_ok=True)
+    home.run.chmod(0o711)
     _folder(ways.socket.parent, worker, 0o2710, group=app)
     _folder(home.ledger, worker, 0o2750, group=relay)
     _folder(home.outbox, worker, 0o700)
@@ -156,9 +157,9 @@ def node_key_for_flower(home: SiteHome) -> Path:
 
 
 def socket_path(home: SiteHome) -> Path:
-    """Return where the worker listens: in the site's folder, unless that makes a path longer than systems allow."""
+    """Return where the worker listens: in the site's folder, unless its path is too long or has quotes for Flower."""
     path = home.run / "worker" / "site.sock"
-    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+    if len(os.fsencode(path)) <= LONGEST_SOCKET and not set("'\"\\") & set(str(path)):
         return path
     short = hashlib.sha256(os.fsencode(home.path)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"fedreptile-{short}" / "site.sock"

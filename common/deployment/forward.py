@@ -263,7 +263,7 @@ def stamp_of(*paths: Path) -> tuple[tuple[int, ...], ...]:
     for path in paths:
         try:
             found = path.stat()
-            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+            stamps.append((found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino))
         except OSError:
             stamps.append(())
     return tuple(stamps)

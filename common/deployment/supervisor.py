@@ -348,7 +348,7 @@ def end_leftovers(run: Path) -> list[str]:
     return ended
 
 
-def ask_to_stop(run: Path, patience: float = 2 * END_SECONDS) -> bool:
+def ask_to_stop(run: Path, patience: float = 6 * END_SECONDS) -> bool:
     """Ask the supervisor of a folder to stop and wait until it has. Returns False if none was running.
 
     Raises:

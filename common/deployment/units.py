@@ -21,7 +21,7 @@ Restart=always
 RestartSec=5
 KillMode=control-group
 TimeoutStopSec=60
-UMask=0077
+UMask=0022
 NoNewPrivileges=yes
 ProtectSystem=strict
 ReadWritePaths={writable}
@@ -30,7 +30,6 @@ PrivateDevices={private_devices}
 ProtectKernelTunables=yes
 ProtectControlGroups=yes
 RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictSUIDSGID=yes
 LockPersonality=yes
 
 [Install]

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from common.paths import write_atomically
 from common.settings import Settings, Value, flatten
 from common.trust.names import checked_name
 from server.home import FederationHome
+
+log = logging.getLogger("fedreptile.server")
 
 JOURNAL, SITES = "rounds.jsonl", "sites.json"
 """A line of JSON a round; what the sites say about themselves."""
@@ -83,8 +86,13 @@ def write_run(home: FederationHome, record: RunRecord) -> None:
 
 
 def all_runs(home: FederationHome) -> list[RunRecord]:
-    """Return all runs, in the order in which they were asked for."""
-    found = [read_run(path.parent) for path in home.runs.glob(f"*/{RECORD}")]
+    """Return all runs, in the order in which they were asked for; a damaged record is logged and left out."""
+    found = []
+    for path in home.runs.glob(f"*/{RECORD}"):
+        try:
+            found.append(read_run(path.parent))
+        except DeployError as error:
+            log.error("%s", error)
     return sorted(found, key=lambda record: record.asked)
 
 

@@ -1,7 +1,7 @@
 """The steward: starts the runs that the operator wants, and starts them again when they were lost.
 
-Flower does not start a ServerApp again that died, and needs a minute to see it, nor any after its SuperLink was down for
-a minute. A run that is started again goes on from its checkpoint.
+Flower sees only after a minute that a ServerApp died, and starts none again, nor any after its SuperLink was down for a
+minute. A run that is started again goes on from its checkpoint.
 """
 
 import argparse
@@ -70,8 +70,8 @@ def look_after(home: FederationHome, superlink: Control, fab: bytes, fab_hash: s
     if (folder / STOP).exists():
         if record.flower_run and superlink.run_status(record.flower_run).status not in ("finished", "unknown"):
             superlink.stop_run(record.flower_run)
-        (folder / STOP).unlink()
         update_run(home, record, state=STOPPED, reason="stopped by the operator")
+        (folder / STOP).unlink()
         log.info("run %s is stopped", record.name)
     elif record.state == WANTED:
         _start(home, record, superlink, fab, fab_hash)
@@ -100,8 +100,9 @@ def _start(home: FederationHome, record: RunRecord, superlink: Control, fab: byt
     if attempts > MOST_ATTEMPTS:
         update_run(home, record, state=FAILED, reason=f"it was lost {MOST_ATTEMPTS} times without finishing a round")
         return
+    record = update_run(home, record, attempts=attempts, round=rounds)  # first: what cannot be noted is not started
     flower_run = superlink.start_run(fab, fab_hash, record.settings)
-    update_run(home, record, state=RUNNING, flower_run=flower_run, attempts=attempts, round=rounds)
+    update_run(home, record, state=RUNNING, flower_run=flower_run)
     log.info("run %s begins after round %d as Flower's run %d", record.name, rounds, flower_run)
 
 

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import tomli_w
 from rich.console import Console

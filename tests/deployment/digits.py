@@ -1,5 +1,6 @@
 """Four sites with folders of real handwritten digits, and settings for quick rounds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 INPUTS = 20
 
 
-def digit_folders(root: Path) -> Path:
-    """Write the folders of all sites, each with 20 PNG pictures of each of five digits; return their root."""
+def digit_folders(root: Path, sites: Sequence[str] = SITES) -> Path:
+    """Write the folders of up to six sites, each with 20 PNG pictures of each of five digits; return their root."""
     data = load_digits()
     pictures = (data.images * 255 / 16).round().astype(np.uint8)
-    for number, site in enumerate(SITES):
+    for number, site in enumerate(sites):
         for digit in range(number, number + 5):
             folder = root / site / f"digit-{digit}"
             folder.mkdir(parents=True)

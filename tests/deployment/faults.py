@@ -43,7 +43,7 @@ class Misbehaviour:
     file: Path
 
     def __call__(self, **faults: Any) -> None:
-        """Such as ``clock=600`` (seconds ahead), ``update="nan"``, ``twice=True``; nothing: all is well."""
+        """Such as ``clock=600`` (seconds ahead), ``update=["nan"]``, ``twice=True``; nothing: all is well."""
         scratch = self.file.with_suffix(".new")
         scratch.write_text(json.dumps(faults), encoding="utf-8")
         scratch.replace(self.file)

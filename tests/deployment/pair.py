@@ -1,5 +1,6 @@
 """Two sites of which every round needs both, so that nothing may be lost, and the result that there must be."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,11 @@ def flat(settings: dict[str, dict[str, Any]]) -> Settings:
     return Settings.from_flat({f"{s}.{k}": v for s, keys in settings.items() for k, v in keys.items()})
 
 
-def enrol_sites(deployment: Deployment, settings: dict[str, dict[str, Any]], sites: tuple[str, ...] = TWO) -> None:
+def enrol_sites(deployment: Deployment, settings: dict[str, dict[str, Any]], sites: Sequence[str] = TWO) -> None:
     """Make a federation and let sites in, each with pictures of its own in ``data``. Nothing is up afterwards."""
-    data = digit_folders(deployment.folder / "all")
-    (deployment.folder / "data").mkdir()
+    digit_folders(deployment.folder / "data", sites)
     deployment.make(settings)
     for site in sites:
-        (data / site).rename(deployment.folder / "data" / site)
         deployment.enrol(site, deployment.folder / "data" / site)
 
 

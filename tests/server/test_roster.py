@@ -190,3 +190,20 @@ def test_a_round_waits_for_sites_that_left_and_goes_on_without_them_once_they_st
     began = clock.time
     roster.wait_for_share(grid, 1.0, 100.0, clock.sleep)
     assert clock.time - began < 1
+
+
+def test_a_node_that_started_anew_before_it_answered_is_asked_again() -> None:
+    plan, since = small_plan(), {1: "monday"}
+
+    class Grid(ScriptedGrid):
+        def get_nodes(self) -> list[NodeInfo]:
+            return [NodeInfo(node_id=node, last_activated_at=text) for node, text in since.items()]
+
+    grid, roster = Grid({1: lambda message: None}), Roster()
+    roster.welcome(grid)
+    roster.welcome(grid)
+    assert len(grid.sent) == 1 and roster.waiting
+    since[1] = "tuesday"
+    grid.answers[1] = site("a", plan)
+    roster.welcome(grid)
+    assert roster.free() == ["a"] and len(grid.sent) == 2

@@ -22,7 +22,7 @@ from common.deployment.supervisor import (
     end_leftovers,
     read_state,
 )
-from common.errors import DeployError
+from common.errors import CheckpointError, DeployError
 
 PATIENCE = 30.0
 STAY = "import time; print('here', flush=True); time.sleep(600)"
@@ -162,6 +162,26 @@ def test_a_part_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -
     finally:
         supervisor.stop()
         thread.join(PATIENCE)
+
+
+def test_a_disk_that_is_full_ends_neither_supervisor_nor_parts(tmp_path: Path) -> None:
+    """A folder in the place of the state file stands for the full disk: nothing can be written there."""
+    state, calls = tmp_path / "run" / STATE, list[int]()
+
+    def started() -> None:
+        calls.append(1)
+        if state.is_dir() and len(calls) < 4:
+            raise CheckpointError("the disk is full")
+
+    with supervised(tmp_path, Part("a", python(STAY), started=started)):
+        first = pid_of(tmp_path, "a")
+        assert first
+        state.unlink()
+        state.mkdir()
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: len(calls) == 4)
+        state.rmdir()
+        wait_for(lambda: pid_of(tmp_path, "a") not in (None, first))
 
 
 def test_a_log_stays_within_its_size(tmp_path: Path) -> None:

@@ -1,16 +1,18 @@
 """What Python loads first in all processes of a site that a test has misbehave: PYTHONPATH names this folder.
 
-The file that FEDREPTILE_TEST_FAULTS names says what is wrong at the moment, as JSON: {"clock": 600, "update": "nan"}.
+The file that FEDREPTILE_TEST_FAULTS names says what is wrong at the moment, as JSON: {"clock": 600, "update": ["nan"]}.
 Everything is signed, entered in the ledger and sent as at any other site.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,25 @@ def fault(name: str) -> Any:
         return None
 
 
-def shift_clock(real: Callable[[], float] = time.time) -> None:
-    """Have this process's clock be off by the seconds that ``clock`` says."""
-    time.time = lambda: real() + (fault("clock") or 0.0)
-    from flwr.supercore import date
+def replace(place: Any, name: str, changed: Callable[[Any], Any]) -> None:
+    """Put in the place of a function what is made of it."""
+    setattr(place, name, changed(getattr(place, name)))
 
-    date.now = _shifted(date.now)
-    if "client.worker" in sys.orig_argv:
+
+def shift_clock(real: Callable[[], float] = time.time) -> None:
+    """Have this process's clock be off by the seconds that ``clock`` says.
+
+    In Flower's processes only that which signs for the server: among themselves they agree, as on any machine.
+    """
+    if any(word.endswith("flower-supernode") for word in sys.orig_argv):
+        from flwr.supernode import node_auth_http_interceptor
+
+        replace(node_auth_http_interceptor, "now", _shifted)
+    if "client.relay" in sys.orig_argv or "client.worker" in sys.orig_argv:
+        time.time = lambda: real() + (fault("clock") or 0.0)
         from client.door import ledger
 
-        ledger.now = _shifted(ledger.now)
+        replace(ledger, "now", _shifted)
 
 
 def _shifted(now: Callable[[], datetime]) -> Callable[[], datetime]:
@@ -45,14 +56,18 @@ def _shifted(now: Callable[[], datetime]) -> Callable[[], datetime]:
 
 
 def spoil_updates() -> None:
-    """Have the worker answer as ``update`` says: nan, shape, number (a figure that is none) or silent."""
+    """Have the worker answer as ``update`` says, which lists one fault an update, over and over.
+
+    They are nan, shape, number (a figure that is none) and silent.
+    """
     from client.door import outbound
     from common.messages import Update
 
-    encode = outbound.encode_update
+    made = itertools.count()
 
-    def spoilt(update: Update) -> Any:
-        match fault("update"):
+    def spoilt(encode: Callable[[Update], Any], update: Update) -> Any:
+        kinds = fault("update") or ["honest"]
+        match kinds[next(made) % len(kinds)]:
             case "nan":
                 update = dataclasses.replace(update, delta=np.full_like(update.delta, np.nan))
             case "shape":
@@ -60,38 +75,48 @@ def spoil_updates() -> None:
             case "number":
                 update = dataclasses.replace(update, scalars={**update.scalars, "num-examples": float("inf")})
             case "silent":
-                time.sleep(3600)
+                time.sleep(fault("seconds") or 3600.0)
         return encode(update)
 
-    outbound.encode_update = spoilt
+    replace(outbound, "encode_update", lambda encode: partial(spoilt, encode))
 
 
 def answer_twice() -> None:
-    """Have SuperNode send each reply again, once the same and once with another id, if ``twice`` says so."""
-    from flwr.proto.fleet_pb2 import PushMessagesRequest
+    """Have SuperNode announce each reply that is sent again, the same and with another id, if ``twice`` says so."""
+    from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse
+    from flwr.supernode import start_client_internal
     from flwr.supernode.fleet_http_client import FleetHttpClient
 
     from client.relay.door import id_of, message_object
 
-    push = FleetHttpClient.PushMessages
+    announce, sent = FleetHttpClient.PushMessages, list[tuple[FleetHttpClient, PushMessagesRequest]]()
 
-    def pushed(client: FleetHttpClient, request: PushMessagesRequest) -> Any:
-        answer = push(client, request)
-        if fault("twice"):
-            other = PushMessagesRequest.FromString(request.SerializeToString())
-            message, tree = other.messages_list[0], other.message_object_trees[0]
-            message.metadata.created_at += 0.001
-            tree.object_id = id_of(message_object(message, [child.object_id for child in tree.children]))
-            message.metadata.message_id = tree.object_id
-            for name, again in (("same", request), ("other", other)):
+    def noted(client: FleetHttpClient, request: PushMessagesRequest) -> PushMessagesResponse:
+        sent.append((client, request))
+        return announce(client, request)
+
+    def with_another_id(request: PushMessagesRequest) -> PushMessagesRequest:
+        other = PushMessagesRequest()
+        other.CopyFrom(request)
+        message, tree = other.messages_list[0], other.message_object_trees[0]
+        message.metadata.created_at += 0.001
+        tree.object_id = id_of(message_object(message, [child.object_id for child in tree.children]))
+        message.metadata.message_id = tree.object_id
+        return other
+
+    def pushed(push: Callable[..., None], **given: Any) -> None:
+        push(**given)
+        while sent:
+            client, request = sent.pop()
+            for again in (request, with_another_id(request)) if fault("twice") else ():
                 try:
-                    said = str(dict(push(client, again).results))
+                    said = f"{len(announce(client, again).objects_to_push)} objects wanted"
                 except httpx.HTTPStatusError as error:
                     said = f"status {error.response.status_code}"
-                print(f"answered twice, the {name}: {said}", flush=True)
-        return answer
+                print(f"answered twice: {said}", flush=True)
 
-    FleetHttpClient.PushMessages = pushed
+    replace(FleetHttpClient, "PushMessages", lambda _: noted)
+    replace(start_client_internal, "_push_messages", lambda push: partial(pushed, push))
 
 
 shift_clock()
