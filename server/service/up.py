@@ -47,7 +47,8 @@ def run_server(home: FederationHome, when_ready: Callable[[str], None] = lambda 
         log.warning("ended what an earlier server left behind: %s", ", ".join(ended))
     for folder in (home.run, home.logs, home.flower, home.runs):
         folder.mkdir(parents=True, exist_ok=True)
-    home.run.chmod(0o700)
+    for folder in (home.run, home.flower, home.runs, home.logs):
+        folder.chmod(0o700)  # updates and params are in there, and what opens the SuperLink
     write_atomically(home.run / "superexec.secret", secrets.token_hex(32).encode(), 0o600)
     address = f"127.0.0.1:{free_port()}"
     supervisor = Supervisor(

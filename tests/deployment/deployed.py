@@ -206,7 +206,10 @@ class Deployment:
         return entry["pid"]
 
     def kill(self, home: FederationHome | SiteHome, part: str) -> None:
+        """Kill a part; return at once, but for the supervisor when it is dead."""
         os.kill(self.pid(home, part), signal.SIGKILL)
+        if part == "supervisor":
+            self.wait(lambda: read_state(home.run) is None)
 
     def kill_processes(self, word: str) -> int:
         """Kill all processes of this deployment whose command holds a word, such as flwr-clientapp; return how many."""

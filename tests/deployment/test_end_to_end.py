@@ -80,7 +80,7 @@ def test_four_hospitals_with_tables_end_with_the_result_of_the_simulation(deploy
     refused = [entry for entry in entries(deployment.sites["cleveland"].ledger) if entry.event == "refused"]
     assert [list(entry.clauses) for entry in refused] == [["classes.tables"]], "only va lets its class table out"
     assert found.state.prototypes
-    log = (deployment.server.logs / "superexec.log").read_text(encoding="utf-8")
+    log = (deployment.server.runs / "hearts" / "server.log").read_text(encoding="utf-8")
     assert "the site's policy refuses: classes.tables" in log, "the operator is told why"
 
 

@@ -54,7 +54,7 @@ def test_processes_that_are_killed_at_random_moments(deployment: Deployment) -> 
     faults: dict[str, Callable[[], None]] = {
         f"kill -9 {part}": partial(kill_and_wait, deployment, home, part)
         for home, parts in (
-            (server, ("superlink", "gateway", "steward", "superexec")),
+            (server, ("superlink", "gateway", "steward")),
             (site, ("worker", "relay", "supernode", "superexec")),
         )
         for part in parts
