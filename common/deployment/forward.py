@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import ssl
 import stat
 import threading
@@ -72,7 +73,22 @@ PASSED = (
     FLWR_COMPONENT_NAME_METADATA_KEY,
 )
 """The headers of a request that are passed on; no other is."""
-LONGEST_HEADER = 4096
+WORD, BASE64 = r"[A-Za-z0-9._+-]{1,32}", r"[A-Za-z0-9+/=]{1,%d}"
+PRINTABLE = r"[ -~]{0,4096}"
+"""Of headers that are compared with what they must be, or that the relay writes itself."""
+FORMS: Mapping[str, str] = {
+    "content-type": r"application/(x-)?protobuf",
+    "accept": r"application/(x-)?protobuf|\*/\*",
+    NODE_KEY: PRINTABLE,
+    TIMESTAMP_HEADER: r"[0-9T:.+-]{10,40}",
+    FLEET_HTTP_SIGNATURE_HEADER: BASE64 % 200,
+    FLWR_PACKAGE_NAME_METADATA_KEY: WORD,
+    FLOWER_VERSION: WORD,
+    FLWR_COMPONENT_NAME_METADATA_KEY: WORD,
+    VERSION_HEADER: PRINTABLE,
+    "content-length": r"[0-9]{1,15}",
+}
+"""What headers look like, so that there is no room in them for anything else."""
 HEADER_BYTES = 16 << 10
 """Of a request's line and headers together."""
 HANDSHAKE_SECONDS = 10.0
@@ -128,15 +144,15 @@ def headers_of(scope: Scope) -> dict[str, str]:
     """Return the headers that are looked at or passed on.
 
     Raises:
-        RefusedError: if one of them is there twice, too long or not printable ASCII.
+        RefusedError: if one of them is there twice, or is not in the form that Flower writes.
     """
     found: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        if name not in (*PASSED, VERSION_HEADER, "content-length"):
+        if name not in FORMS:
             continue
-        if name in found or len(value) > LONGEST_HEADER or not (value.isascii() and value.isprintable()):
-            raise RefusedError(400, "headers", f"{name} twice, too long or not printable", "each once, as Flower does")
+        if name in found or not re.fullmatch(FORMS[name], value):
+            raise RefusedError(400, "headers", f"{name} twice, or not in its form", "each once, as Flower writes it")
         found[name] = value
     return found
 

@@ -48,11 +48,19 @@ def test_no_other_path_passes(path: bytes) -> None:
 
 
 def test_only_known_headers_are_seen_and_each_once() -> None:
-    accept = (b"accept", b"x")
-    assert headers_of(scope_of("POST", b"/", headers=[accept, (b"cookie", b"y")])) == {"accept": "x"}
+    accept = (b"accept", b"*/*")
+    assert headers_of(scope_of("POST", b"/", headers=[accept, (b"cookie", b"y")])) == {"accept": "*/*"}
     for bad in ([accept, accept], [(b"accept", b"\xe4")], [(b"accept", b"x" * 5000)], [(b"accept", b"a\tb")]):
         with pytest.raises(RefusedError, match="headers"):
             headers_of(scope_of("POST", b"/", headers=bad))
+
+
+@pytest.mark.parametrize(
+    "name", ["content-type", "accept", "flwr-timestamp", "flwr-signature", "flwr-package-name", "flwr-component-name"]
+)
+def test_a_header_has_no_room_for_other_text(name: str) -> None:
+    with pytest.raises(RefusedError, match=name):
+        headers_of(scope_of("POST", b"/", headers=[(name.encode(), b"patient 0815 has it")]))
 
 
 def receiving(*messages: dict[str, Any]) -> Callable[[], Any]:

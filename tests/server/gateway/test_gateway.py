@@ -81,7 +81,9 @@ def received(opened: socket.socket) -> bytes:
 
 
 def test_a_request_of_a_site_reaches_the_superlink_with_the_headers_that_it_needs_only(world: World) -> None:
-    headers = world.headers("north", flwr_timestamp="now", flwr_signature="c2ln", cookie="x", x_other="y")
+    headers = world.headers(
+        "north", flwr_timestamp="2026-01-01T00:00:00+00:00", flwr_signature="c2ln", cookie="x", x_other="y"
+    )
     with world.client("north") as client:
         found = client.post(HEARTBEAT, content=b"beat", headers=headers)
     assert (found.status_code, found.content, found.headers[FROM_HEADER]) == (200, b"beat", "superlink")
@@ -127,9 +129,9 @@ def test_a_certificate_of_a_foreign_authority_is_refused(world: World, tmp_path:
 
 
 def test_an_expired_certificate_is_refused(world: World) -> None:
-    home, now = world.sites["north"], datetime.now(UTC)
+    home, then = world.sites["north"], datetime.now(UTC) - timedelta(days=2)
     key = read_private_key(home.tls_key)
-    old = issue_site(read_authority(world.server, None), "north", key.public_key(), now, 1e-9)  # type: ignore[arg-type]
+    old = issue_site(read_authority(world.server, None), "north", key.public_key(), then, 1)  # type: ignore[arg-type]
     pair = world.folder / "expired.pem"
     pair.write_bytes(as_pem([old]) + home.tls_key.read_bytes())
     with world.client(pair=pair) as client, pytest.raises(httpx.TransportError):
