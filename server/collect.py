@@ -18,8 +18,9 @@ GRACE = 30.0
 MOST_TRIES = 20
 """Messages to one site for one answer, so that a node that comes and goes all the time cannot make work for ever."""
 
-NODE_LOST, APP_LOST = 5, 8
-"""Flower's error codes for a node without heartbeat and an app process that ended without a reply."""
+REPLY_LOST, NODE_LOST, APP_LOST = 3, 5, 8
+"""Flower's error codes for a reply that was announced and whose content never came, such as when the network was cut
+in between, for a node without heartbeat, and for an app process that ended without a reply."""
 
 
 class Asked:
@@ -122,7 +123,7 @@ def collect(
 
 
 def _says_lost(reply: Message) -> bool:
-    return reply.has_error() and reply.error.code in (NODE_LOST, APP_LOST)
+    return reply.has_error() and reply.error.code in (REPLY_LOST, NODE_LOST, APP_LOST)
 
 
 class Nodes:

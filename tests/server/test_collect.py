@@ -124,6 +124,15 @@ def test_a_lost_node_that_comes_back_is_asked_again() -> None:
     assert set(found.by_site) == {"site-1"} and asked.tries("site-1") == 3
 
 
+def test_a_reply_that_was_announced_and_never_came_is_asked_for_again() -> None:
+    clock = Clock()
+    left = [Error(3, "Reply message objects are unavailable.")]
+    grid = Restarting({1: lambda message: left.pop() if left else RecordDict()}, clock)
+    asked = messages(grid, 1)
+    found = sort_out(asked, collect(grid, asked, 100.0, 0, clock.now, clock.sleep))
+    assert set(found.by_site) == {"site-1"} and asked.tries("site-1") == 2
+
+
 def test_a_lost_node_is_not_waited_for_long_when_enough_others_have_answered() -> None:
     clock = Clock()
 
