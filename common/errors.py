@@ -55,6 +55,9 @@ CLAUSES: Mapping[str, str] = {
 }
 """The clauses of a site's policy that can refuse, each with the one sentence that the server is told."""
 
+PASSING = ("hours.work", "traffic.bytes-a-day")
+"""Those of them that refuse for a time only."""
+
 
 class PolicyRefusal(FedreptileError):  # noqa: N818 - it is the site's decision and nobody's error
     """The site's own policy refuses.
@@ -74,6 +77,11 @@ class PolicyRefusal(FedreptileError):  # noqa: N818 - it is the site's decision 
 
     def told(self) -> str:
         return f"the site's policy refuses: {self.clause} ({CLAUSES[self.clause]})"
+
+    @classmethod
+    def passing(cls, told: str) -> str:
+        """Return the clause by which a site has told that it refuses for a time only; empty if it has not."""
+        return next((clause for clause in PASSING if cls(clause, "").told() in told), "")
 
 
 class LedgerError(FedreptileError):

@@ -53,9 +53,13 @@ def advance(state: RunState, updates: Sequence[SiteUpdate], settings: Settings) 
     )
 
 
-def without_quorum(state: RunState) -> RunState:
-    """Return the state after a round whose updates were too few: nothing moves but the count."""
-    return dataclasses.replace(state, round=state.round + 1, failed=state.failed + 1)
+def without_quorum(state: RunState, *, fault: bool) -> RunState:
+    """Return the state after a round whose updates were too few: nothing moves but the counts.
+
+    Args:
+        fault: whether it counts among the rounds in a row that end a run; not if sites only rest.
+    """
+    return dataclasses.replace(state, round=state.round + 1, failed=state.failed + fault)
 
 
 def step_size(rounds_done: int, settings: Settings) -> float:

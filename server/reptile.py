@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.checkpoint import RunState
-from common.errors import UpdateError
+from common.errors import PolicyRefusal, UpdateError
 from common.messages import (
     ClassTable,
     Request,
@@ -148,7 +148,9 @@ class Reptile(Strategy):
             ledgers=ledgers,
         )
         if not quorum:
-            self.state = without_quorum(self.state)
+            resting = sum(bool(PolicyRefusal.passing(str(error))) for error in dropped.values())
+            fault = len(updates) + resting < self.needed(len(self.asked))
+            self.state = without_quorum(self.state, fault=fault)
             return None, None
         self.state = advance(
             self.state, [self._by_name(site, updates[site]) for site in sorted(updates)], self.settings

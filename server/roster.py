@@ -10,7 +10,7 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import RoundError, UpdateError
+from common.errors import PolicyRefusal, RoundError, UpdateError
 from common.messages import Introduction, decode_introduction
 from common.seeds import seed_of
 from common.settings import Settings
@@ -25,12 +25,29 @@ NO_ROUND = 0
 """Introductions belong to a run and to none of its rounds."""
 ASK_AGAIN = 60.0
 """Seconds after which a refused node is asked again."""
+REST = 300.0
+"""The same for a site outside its hours of work."""
+DAY = 86400.0
+BUSY_DEADLINES = 10.0
+"""So many times its deadline a busy site has before it is asked again: its answer may have been lost for good."""
 
 
 @dataclass(frozen=True)
 class Refusal:
+    """A node that is not asked for a while."""
+
     reason: str
-    since: float
+    until: float
+    """On the roster's clock."""
+    activated: str
+    """When the node was last activated, by Flower: one that starts anew is asked at once."""
+    site: str
+    """Whose node it is, if it has taken part; else empty."""
+
+    @property
+    def rests(self) -> bool:
+        """Whether its own policy forbids it to work for now, which is no fault."""
+        return bool(PolicyRefusal.passing(self.reason))
 
 
 @dataclass(frozen=True)
@@ -40,14 +57,27 @@ class Busy:
     messages: frozenset[str]
     """Ids of what it was asked."""
     round: int
-    since: str
+    activated: str
     """When its node was last activated, by Flower."""
+    until: float
+    """On the roster's clock."""
 
 
 class Roster:
-    """Node ids and introductions by site name; who is busy, and who left."""
+    """Node ids and introductions by site name; who is busy, who rests, and who left.
 
-    def __init__(self, trust: Trust | None = None, now: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        tell: is told what is waited for; empty: nothing any more.
+        utc: seconds since 1970; sites may send so many bytes a day, in UTC.
+    """
+
+    def __init__(
+        self,
+        trust: Trust | None = None,
+        now: Callable[[], float] = time.monotonic,
+        tell: Callable[[str], None] = lambda text: None,
+        utc: Callable[[], float] = time.time,
+    ) -> None:
         self.nodes: dict[str, int] = {}
         self.introductions: dict[str, Introduction] = {}
         self.refused: dict[int, Refusal] = {}
@@ -57,8 +87,10 @@ class Roster:
         self._asked: dict[str, Message] = {}
         self._since: dict[str, str] = {}
         """Node id -> when it had been activated as it was asked, by Flower."""
+        self._site_of: dict[int, str] = {}
+        """Node id -> site that has taken part."""
         self._trust = trust or NoKeys()
-        self._now = now
+        self._now, self._tell, self._utc = now, tell, utc
 
     def free(self) -> list[str]:
         """Return the sites that are here and not busy, by name."""
@@ -67,7 +99,9 @@ class Roster:
     def absent(self) -> dict[str, str]:
         """Return the expected sites that cannot be asked, and why."""
         busy = {site: f"still at work on round {busy.round}" for site, busy in sorted(self.busy.items())}
-        return busy | dict.fromkeys(sorted(self.expected - self.nodes.keys()), "not connected")
+        refused = {refusal.site: refusal.reason for refusal in self.refused.values()}
+        away = sorted(self.expected - self.nodes.keys())
+        return busy | {site: refused.get(site, "not connected") for site in away}
 
     def welcome(self, grid: Grid) -> None:
         """Ask new nodes to introduce themselves, admit those that have answered, forget those that left.
@@ -87,11 +121,13 @@ class Roster:
             for key, message in self._asked.items()
             if int(key) in present and activated.get(int(key), "") == self._since[key]
         }
-        self.refused = {
-            node: refusal
-            for node, refusal in self.refused.items()
-            if node in present and self._now() - refusal.since < ASK_AGAIN
-        }
+        if self.refused:
+            activated = activated or self._activated(grid)
+            self.refused = {
+                node: refusal
+                for node, refusal in self.refused.items()
+                if node in present and self._now() < refusal.until and activated.get(node, "") == refusal.activated
+            }
         strangers = present - set(self.nodes.values()) - self.refused.keys() - {int(key) for key in self._asked}
         if strangers:
             content = self._trust.request(RecordDict(), NO_ROUND, "query")
@@ -105,17 +141,32 @@ class Roster:
         if self.busy:
             self._free_those_that_answered(grid)
 
-    def keep_busy(self, grid: Grid, site: str, messages: set[str], round_number: int) -> None:
-        """Do not ask a site anything more until it has answered, or its node has started anew."""
-        self.busy[site] = Busy(
-            frozenset(messages), round_number, self._activated(grid).get(self.nodes.get(site, 0), "")
-        )
+    def keep_busy(self, grid: Grid, site: str, messages: set[str], round_number: int, deadline: float) -> None:
+        """Do not ask a site anything more until it has answered, or its node has started anew, or it took far longer
+        than ``deadline`` seconds."""
+        activated = self._activated(grid).get(self.nodes[site], "")
+        until = self._now() + BUSY_DEADLINES * deadline
+        self.busy[site] = Busy(frozenset(messages), round_number, activated, until)
+
+    def let_rest(self, grid: Grid, site: str, reason: str) -> None:
+        """Do not ask a site for a while that must not work now by its own policy. It stays expected."""
+        node = self.nodes.pop(site)
+        self._refuse(node, reason, self._activated(grid).get(node, ""))
+
+    def _refuse(self, node: int, reason: str, activated: str) -> None:
+        clause = PolicyRefusal.passing(reason)
+        seconds = {"hours.work": REST, "traffic.bytes-a-day": DAY - self._utc() % DAY}.get(clause, ASK_AGAIN)
+        self.refused[node] = Refusal(reason, self._now() + seconds, activated, self._site_of.get(node, ""))
 
     def _free_those_that_answered(self, grid: Grid) -> None:
         activated = self._activated(grid)
         for site, busy in list(self.busy.items()):
+            if self._now() >= busy.until:
+                log.warning("site %s has not answered to round %d and is asked again", site, busy.round)
+                del self.busy[site]
+                continue
             answered = list(grid.pull_messages(sorted(busy.messages)))
-            if answered or activated.get(self.nodes[site], "") != busy.since:
+            if answered or activated.get(self.nodes[site], "") != busy.activated:
                 log.info("site %s is free again; its late answer to round %d is not used", site, busy.round)
                 del self.busy[site]
                 self.expected.add(site)
@@ -149,9 +200,10 @@ class Roster:
                 )
         except UpdateError as error:
             log.warning("node %d is refused: %s", node, error)
-            self.refused[node] = Refusal(str(error), self._now())
+            self._refuse(node, str(error), self._since[str(node)])
             return
         self.nodes[introduction.name] = node
+        self._site_of[node] = introduction.name
         self.introductions[introduction.name] = introduction
         self.expected.add(introduction.name)
 
@@ -165,7 +217,7 @@ class Roster:
         return introduction
 
     def wait_for(self, grid: Grid, count: int, deadline: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Wait until this many sites have introduced themselves.
+        """Wait until this many sites have introduced themselves; for ever if only those are missing that rest.
 
         Raises:
             RoundError: if fewer have within ``deadline`` seconds, or if as many nodes are here and
@@ -175,10 +227,13 @@ class Roster:
         while True:
             self.welcome(grid)
             if len(self.nodes) >= count:
-                return
-            hopeless = not self._asked and len(self.nodes) + len(self.refused) >= count
-            if hopeless or self._now() - began >= deadline:
+                return self._tell("")
+            known = len(self.nodes) + len(self.refused)
+            resting = len(self.nodes) + sum(refusal.rests for refusal in self.refused.values())
+            hopeless = not self._asked and known >= count
+            if resting < count and (hopeless or self._now() - began >= deadline):
                 raise RoundError(self._too_few(count, self._now() - began))
+            self._tell(self._missing(f"{count - len(self.nodes)} more site(s)"))
             sleep(PAUSE)
 
     def wait_for_share(
@@ -187,17 +242,30 @@ class Roster:
         """Wait until that share of the expected sites is here and free, at least one, or ``deadline`` seconds are over.
 
         Sites that do not come back in that time are not expected any more, so that they are waited for once only.
+        Those that rest by their own policy are waited for until they may work again.
         """
         began = self._now()
         while True:
             self.welcome(grid)
-            if len(self.free()) >= max(1, math.ceil(share * len(self.expected))):
-                return
-            if self._now() - began >= deadline:
-                log.warning("gone on without: %s", "; ".join(f"{k} ({v})" for k, v in self.absent().items()))
-                self.expected = set(self.free())
-                return
+            needed = max(1, math.ceil(share * len(self.expected)))
+            if len(self.free()) >= needed:
+                return self._tell("")
+            resting = {refusal.site for refusal in self.refused.values() if refusal.rests} & self.expected
+            late = self._now() - began >= deadline
+            if late and len(self.free()) + len(resting) < needed:
+                gone = {site: why for site, why in self.absent().items() if site not in resting}
+                log.warning("gone on without: %s", "; ".join(f"{site} ({why})" for site, why in gone.items()))
+                self.expected = set(self.free()) | resting
+                if not resting:
+                    return self._tell("")
+            self._tell(self._missing(f"{needed - len(self.free())} more site(s)"))
             sleep(PAUSE)
+
+    def _missing(self, what: str) -> str:
+        """Return in a sentence what is waited for, and why who is known is not there."""
+        reasons = {f"node {node}": refusal.reason for node, refusal in self.refused.items() if not refusal.site}
+        reasons |= self.absent()
+        return f"waiting for {what}" + "".join(f"; {site}: {why}" for site, why in reasons.items())
 
     def _too_few(self, count: int, seconds: float) -> str:
         here = ", ".join(sorted(self.nodes)) or "none"

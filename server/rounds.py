@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from common.checkpoint import NAME, RunState, read_checkpoint, write_checkpoint
 from common.deployment.lock import hold
-from common.errors import CheckpointError, RoundError, SettingsError
+from common.errors import CheckpointError, PolicyRefusal, RoundError, SettingsError
 from common.learning.params import Params
 from common.messages import Introduction
 from common.paths import data_home, write_atomically
@@ -24,14 +24,15 @@ from common.settings import Settings, flatten
 from server.collect import collect, sort_out
 from server.reptile import Reptile, RoundReport
 from server.roster import Roster
-from server.service.runs import JOURNAL, LOCK, SITES, read_journal, write_attempt
+from server.service.runs import JOURNAL, LOCK, SITES, WAITING, read_journal, write_attempt
 from server.trust import trust_from_environment
 
 log = logging.getLogger("fedreptile.server")
 rounds_log = logging.getLogger("fedreptile.rounds")
 """One record a round, with the report as ``record.report``."""
 
-IDENTITY = "identity"
+IDENTITY, ISSUED = "identity", "issued"
+"""What names the run in signatures; when the last request was signed."""
 LOCK_SECONDS = 90.0
 """A ServerApp that Flower has given up needs about a minute to notice."""
 MAY_CHANGE = frozenset(
@@ -98,6 +99,15 @@ class RunFolder:
         file = self.path / SITES
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             write_atomically(file, text.encode())
+
+    def note_waiting(self, text: str) -> None:
+        """Write what is waited for, for who watches the run; empty: nothing any more."""
+        file = self.path / WAITING
+        if text and not (file.exists() and file.read_text(encoding="utf-8") == text):
+            log.info("%s", text)
+            write_atomically(file, text.encode())
+        elif not text:
+            file.unlink(missing_ok=True)
 
     def cut_back(self, rounds: int) -> None:
         """Drop journal lines of later rounds, and a last line that a crash left half-written."""
@@ -168,16 +178,16 @@ def run_federation(
 
 def _all_rounds(grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], float]) -> RunState:
     settings = plan.settings
-    trust = trust_from_environment(folder.identity())
-    strategy = Reptile(plan, load_or_begin(plan, folder), Roster(trust), trust)
+    trust = trust_from_environment(folder.identity(), folder.path / ISSUED)
+    strategy = Reptile(plan, load_or_begin(plan, folder), Roster(trust, tell=folder.note_waiting), trust)
     if strategy.state.round >= settings.run.rounds and (strategy.state.prototypes or not settings.outer.class_tables):
         log.info("all %d rounds are done already", settings.run.rounds)
         return strategy.state
-    strategy.roster.wait_for(grid, settings.outer.join_sites, settings.outer.join_deadline)
-    _check_held_out(strategy)
-    strategy.summary()
     written = now()
     try:
+        strategy.roster.wait_for(grid, settings.outer.join_sites, settings.outer.join_deadline)
+        _check_held_out(strategy)
+        strategy.summary()
         while strategy.state.round < settings.run.rounds:
             began = now()
             _one_round(grid, strategy)
@@ -195,6 +205,7 @@ def _all_rounds(grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], flo
             replies = collect(grid, strategy.asked, settings.outer.deadline)
             strategy.state = dataclasses.replace(strategy.state, prototypes=strategy.add_class_tables(replies))
     finally:
+        folder.note_waiting("")
         if strategy.state.round:
             write_checkpoint(folder.checkpoint, strategy.state, settings)
     return strategy.state
@@ -207,19 +218,24 @@ def _one_round(grid: Grid, strategy: Reptile) -> None:
     strategy.roster.wait_for_share(grid, outer.quorum, outer.deadline)
     strategy.configure_train(number, arrays, config, grid)
     replies = collect(grid, strategy.asked, outer.deadline, strategy.needed(len(strategy.asked)))
-    _note_busy(grid, strategy, replies, number)
+    _note_missing(grid, strategy, replies, number)
     strategy.aggregate_train(number, replies)
     strategy.configure_evaluate(number, arrays, config, grid)
     replies = collect(grid, strategy.asked, outer.deadline)
-    _note_busy(grid, strategy, replies, number)
+    _note_missing(grid, strategy, replies, number)
     strategy.aggregate_evaluate(number, replies)
 
 
-def _note_busy(grid: Grid, strategy: Reptile, replies: list[Message], number: int) -> None:
-    """Those that have not answered in time are at work still, and are not asked again until they have."""
+def _note_missing(grid: Grid, strategy: Reptile, replies: list[Message], number: int) -> None:
+    """Those that have not answered in time are at work still; those whose policy refuses for now rest."""
+    roster, deadline = strategy.roster, strategy.settings.outer.deadline
     for site, why in sort_out(strategy.asked, replies).missing.items():
-        if why.cause == "no-reply" and site in strategy.roster.nodes:
-            strategy.roster.keep_busy(grid, site, strategy.asked.ids(site), number)
+        if site not in roster.nodes:
+            continue
+        if why.cause == "no-reply":
+            roster.keep_busy(grid, site, strategy.asked.ids(site), number, deadline)
+        elif PolicyRefusal.passing(str(why)):
+            roster.let_rest(grid, site, str(why))
 
 
 def _told(report: RoundReport, rounds: int) -> str:

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from flwr.app import RecordDict
 
 from common.errors import SealError, UpdateError
+from common.paths import write_atomically
 from common.trust.keys import passphrase_from_environment, read_private_key
 from common.trust.seals import Facts, Opened, digest_of, opened, sealed, unsealed
 from server.enrolment.registry import Registry, read_registry
@@ -43,18 +44,38 @@ class NoKeys:
 
 
 class Keys:
-    """The keys of an enrolled federation. Who is revoked counts at once, in the middle of a run too."""
+    """The keys of an enrolled federation. Who is revoked counts at once, in the middle of a run too.
+
+    Args:
+        issued_file: holds when the last request was signed, so that times only grow, whatever the clock does.
+    """
 
     def __init__(
-        self, key: Ed25519PrivateKey, registry_file: Path, run: str, now: Callable[[], float] = time.time
+        self,
+        key: Ed25519PrivateKey,
+        registry_file: Path,
+        run: str,
+        issued_file: Path,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._key = key
         self._file = registry_file
         self._run = run
+        self._issued_file = issued_file
         self._now = now
 
     def request(self, content: RecordDict, round_number: int, kind: str) -> RecordDict:
-        return sealed(content, Facts(self._run, round_number, kind, issued=int(self._now() * 1000)), self._key)
+        return sealed(content, Facts(self._run, round_number, kind, issued=self._issue()), self._key)
+
+    def _issue(self) -> int:
+        """Return the time in milliseconds since 1970, and later than at the last call."""
+        try:
+            last = int(self._issued_file.read_text(encoding="ascii"))
+        except (OSError, ValueError):  # the run's first request, or a file that a crash spoilt
+            last = 0
+        issued = max(int(self._now() * 1000), last + 1)
+        write_atomically(self._issued_file, str(issued).encode())
+        return issued
 
     def answer(self, content: RecordDict, site: str, round_number: int, kind: str, base: str) -> Opened:
         enrolled = self._registry().sites.get(site)
@@ -72,7 +93,7 @@ class Keys:
         return read_registry(self._file)
 
 
-def trust_from_environment(run: str) -> Trust:
+def trust_from_environment(run: str, issued_file: Path) -> Trust:
     """Return the keys of the federation that this process was started for, or ``NoKeys`` if it was for none.
 
     Raises:
@@ -83,7 +104,7 @@ def trust_from_environment(run: str) -> Trust:
     home = FederationHome.of(None)
     key = read_private_key(home.signing_key, passphrase_from_environment())
     assert isinstance(key, Ed25519PrivateKey)
-    return Keys(key, home.registry_file, run)
+    return Keys(key, home.registry_file, run, issued_file)
 
 
 def base_of(content: RecordDict) -> str:

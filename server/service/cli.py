@@ -20,7 +20,16 @@ from common.errors import DeployError
 from common.paths import write_atomically
 from server.home import FederationHome
 from server.service.control import superlink_address
-from server.service.runs import ACTIVE, FINISHED, RunRecord, ask_for_run, ask_to_stop_run, read_journal, read_run
+from server.service.runs import (
+    ACTIVE,
+    FINISHED,
+    WAITING,
+    RunRecord,
+    ask_for_run,
+    ask_to_stop_run,
+    read_journal,
+    read_run,
+)
 from server.service.status import federation_status, print_status
 from server.service.up import run_server
 from server.service.wheelhouse import make_wheelhouse
@@ -157,10 +166,18 @@ def _watch(folder: Path) -> RunRecord:
             for line in journal[told:]:
                 console.print(_told(line, record))
             told = len(journal)
-            live.update(Text(f"run {record.name}: {told} of {record.settings['run.rounds']} rounds"))
+            live.update(Text(f"run {record.name}: {told} of {record.settings['run.rounds']} rounds{_waits(folder)}"))
             if record.state not in ACTIVE:
                 return record
             time.sleep(LOOK_SECONDS)
+
+
+def _waits(folder: Path) -> str:
+    """Return what a run waits for, for the end of a line."""
+    try:
+        return f"; {(folder / WAITING).read_text(encoding='utf-8')}"
+    except FileNotFoundError:
+        return ""
 
 
 def _told(line: dict[str, object], record: RunRecord) -> Text:

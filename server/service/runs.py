@@ -20,6 +20,8 @@ log = logging.getLogger("fedreptile.server")
 JOURNAL, SITES = "rounds.jsonl", "sites.json"
 """A line of JSON a round; what the sites say about themselves."""
 RECORD, STOP, OUTCOME = "run.json", "stop", "outcome.json"
+WAITING = "waiting"
+"""What the run waits for and why, in a sentence; not there if it does not wait."""
 LOCK, ATTEMPT = "lock", "attempt.json"
 """Held while a process works on the run; which of Flower's runs held it last."""
 WANTED, RUNNING, FINISHED, FAILED, STOPPED = "wanted", "running", "finished", "failed", "stopped"

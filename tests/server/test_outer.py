@@ -77,8 +77,8 @@ def test_slots_move_by_the_whole_mean_change_whatever_the_step_size() -> None:
 
 
 def test_a_round_without_quorum_counts_but_moves_nothing() -> None:
-    found = without_quorum(without_quorum(state()))
-    assert (found.round, found.failed, body(found)) == (2, 2, 10.0)
+    found = without_quorum(without_quorum(without_quorum(state(), fault=True), fault=False), fault=True)
+    assert (found.round, found.failed, body(found)) == (3, 2, 10.0)
     assert advance(found, [update(1.0)], settings()).failed == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from common.errors import RoundError
+from common.errors import PolicyRefusal, RoundError
 from common.settings import Settings
 from server.roster import Roster, held_out, sample_sites
 from tests.server.scripted import Clock, ScriptedGrid, introduction, site, small_plan
@@ -141,7 +141,7 @@ def test_a_site_that_has_not_answered_is_not_asked_again_until_it_has() -> None:
     asked = Message(RecordDict(), 2, "train")
     grid.push_messages([asked])
     grid.answers[2] = lambda message: late.pop() if late else None
-    roster.keep_busy(grid, "b", {asked.metadata.message_id}, 4)
+    roster.keep_busy(grid, "b", {asked.metadata.message_id}, 4, 600.0)
     roster.welcome(grid)
     assert roster.free() == ["a"] and roster.absent() == {"b": "still at work on round 4"}
     late.append(RecordDict())
@@ -162,7 +162,7 @@ def test_a_busy_site_whose_node_started_anew_is_free_again() -> None:
     asked = Message(RecordDict(), 1, "train")
     grid.push_messages([asked])
     grid.answers[1] = lambda message: None
-    roster.keep_busy(grid, "a", {asked.metadata.message_id}, 1)
+    roster.keep_busy(grid, "a", {asked.metadata.message_id}, 1, 600.0)
     roster.welcome(grid)
     assert roster.free() == []
     since[1] = "tuesday"
@@ -207,3 +207,102 @@ def test_a_node_that_started_anew_before_it_answered_is_asked_again() -> None:
     grid.answers[1] = site("a", plan)
     roster.welcome(grid)
     assert roster.free() == ["a"] and len(grid.sent) == 2
+
+
+RESTS = PolicyRefusal("hours.work", "").told()
+FULL = PolicyRefusal("traffic.bytes-a-day", "").told()
+
+
+def test_a_run_waits_without_end_for_sites_that_only_rest_and_says_so() -> None:
+    told: list[str] = []
+    clock, plan = Clock(), small_plan()
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: Error(101, RESTS)})
+
+    def morning(seconds: float) -> None:
+        clock.sleep(100.0)
+        if clock.time > 40_000:
+            grid.answers[7] = site("south", plan)
+
+    Roster(now=clock.now, tell=told.append).wait_for(grid, 2, 60.0, morning)
+    assert 40_000 < clock.time < 40_500 and told[-1] == ""
+    assert "waiting for 1 more site(s); node 7: error-reply: code 101: the site's policy refuses: hours.work" in told[0]
+    assert len(grid.sent) < 150, "a site that rests is asked every few minutes"
+
+
+def test_a_site_that_rests_is_not_asked_stays_expected_and_is_waited_for() -> None:
+    clock, plan = Clock(), small_plan()
+    grid = ScriptedGrid({1: site("a", plan), 2: site("b", plan), 3: site("c", plan)})
+    roster = Roster(now=clock.now)
+    roster.welcome(grid)
+    grid.answers[2] = grid.answers[3] = lambda m: Error(101, RESTS)
+    for name in ("b", "c"):
+        roster.let_rest(grid, name, RESTS)
+    assert roster.free() == ["a"] and roster.absent() == {"b": RESTS, "c": RESTS}
+    roster.wait_for_share(grid, 0.3, 60.0, lambda seconds: pytest.fail("waited"))
+
+    def later(seconds: float) -> None:
+        clock.sleep(10.0)
+        if clock.time > 5000:
+            grid.answers[2] = site("b", plan)
+
+    roster.wait_for_share(grid, 0.5, 60.0, later)
+    assert 5000 < clock.time < 5400 and roster.free() == ["a", "b"] and set(roster.absent()) == {"c"}
+
+
+def test_sites_that_are_gone_are_given_up_while_others_rest() -> None:
+    clock, plan = Clock(), small_plan()
+    grid = ScriptedGrid({n: site(name, plan) for n, name in enumerate("abcd", 1)})
+    roster = Roster(now=clock.now)
+    roster.welcome(grid)
+    del grid.answers[3], grid.answers[4]
+    grid.answers[2] = lambda m: Error(101, RESTS)
+    roster.welcome(grid)
+    roster.let_rest(grid, "b", RESTS)
+
+    def later(seconds: float) -> None:
+        clock.sleep(10.0)
+        if clock.time > 90:
+            grid.answers[2] = site("b", plan)
+
+    roster.wait_for_share(grid, 0.6, 60.0, later)
+    assert roster.free() == ["a", "b"] and roster.expected == {"a", "b"}
+
+
+def test_a_site_at_its_limit_of_bytes_is_asked_again_on_the_next_day_or_when_it_starts_anew() -> None:
+    clock, plan, since = Clock(), small_plan(), {1: "monday"}
+
+    class Grid(ScriptedGrid):
+        def get_nodes(self) -> list[NodeInfo]:
+            return [NodeInfo(node_id=node, last_activated_at=text) for node, text in since.items()]
+
+    grid = Grid({1: site("a", plan)})
+    roster = Roster(now=clock.now, utc=lambda: clock.time + 3 * 86400 + 80000)
+    roster.welcome(grid)
+    roster.let_rest(grid, "a", FULL)
+    clock.sleep(6390.0)
+    roster.welcome(grid)
+    assert not roster.nodes
+    clock.sleep(20.0)
+    roster.welcome(grid)
+    assert roster.free() == ["a"]
+    roster.let_rest(grid, "a", FULL)
+    since[1] = "tuesday"
+    roster.welcome(grid)
+    assert roster.free() == ["a"]
+
+
+def test_a_site_whose_answer_never_comes_is_asked_again_in_the_end() -> None:
+    clock, plan = Clock(), small_plan()
+    grid = ScriptedGrid({1: site("a", plan)})
+    roster = Roster(now=clock.now)
+    roster.welcome(grid)
+    grid.answers[1] = lambda message: None
+    asked = Message(RecordDict(), 1, "train")
+    grid.push_messages([asked])
+    roster.keep_busy(grid, "a", {asked.metadata.message_id}, 1, 30.0)
+    clock.sleep(290.0)
+    roster.welcome(grid)
+    assert roster.free() == []
+    clock.sleep(20.0)
+    roster.welcome(grid)
+    assert roster.free() == ["a"]

@@ -1,16 +1,18 @@
 """Rounds with their files: resuming, refusing other settings, stopping when sites stay away."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Error, Message, RecordDict
 
 from common.checkpoint import NAME, read_checkpoint, write_checkpoint
-from common.errors import CheckpointError, RoundError, SettingsError
+from common.errors import CheckpointError, PolicyRefusal, RoundError, SettingsError
 from common.settings import Settings, Value
 from server.rounds import RunFolder, load_or_begin, run_federation
-from server.service.runs import JOURNAL, read_journal
+from server.service.runs import JOURNAL, WAITING, read_journal
 from tests.server.scripted import SMALL, ScriptedGrid, introduction, site, small_plan
 
 
@@ -128,3 +130,28 @@ def test_a_run_may_start_from_the_params_of_another(tmp_path: Path) -> None:
     wider = settings(tmp_path / "3", model__width=3, model__initial=str(tmp_path / "1"))
     with pytest.raises(CheckpointError, match="another network"):
         run_federation(grid_of("a"), wider)
+
+
+def test_a_run_outlasts_the_hours_of_its_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.roster.REST", 0.3)
+    monkeypatch.setattr("server.roster.PAUSE", 0.01)
+    chosen = settings(tmp_path, run__rounds=6, outer__join_sites=2, outer__quorum=1.0, outer__failed_rounds=1)
+    grid = grid_of("a", "b")
+    works, began, waited = grid.answers[1], list[float](), list[bool]()
+    rests = Error(101, PolicyRefusal("hours.work", "").told())
+
+    def by_the_clock(message: Message) -> RecordDict | Error | None:
+        rounds = len(read_journal(tmp_path))
+        if rounds == 3 and not began:
+            began.append(time.monotonic())
+        if began and time.monotonic() - began[0] < 1.0:
+            waited.append((tmp_path / WAITING).exists())
+            return rests
+        return works(message)
+
+    grid.answers[1] = by_the_clock
+    run_federation(grid, chosen)
+    journal = read_journal(tmp_path)
+    assert [line["round"] for line in journal] == [1, 2, 3, 4, 5, 6]
+    assert [line["quorum"] for line in journal] == [True, True, True, False, True, True]
+    assert "hours.work" in journal[3]["dropped"]["b"] and any(waited) and not (tmp_path / WAITING).exists()

@@ -31,7 +31,7 @@ def enrolled(name: str) -> Enrolled:
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
     write_registry(tmp_path / "sites.json", Registry({name: enrolled(name) for name in SITES}))
-    return Keys(SERVER, tmp_path / "sites.json", "run-1", now=lambda: 12.5)
+    return Keys(SERVER, tmp_path / "sites.json", "run-1", tmp_path / "issued", now=lambda: 12.5)
 
 
 def answer_to(message: Message, name: str, content: RecordDict, **changes: str | int) -> RecordDict:
@@ -154,9 +154,11 @@ def test_a_site_that_is_revoked_in_the_middle_of_a_round_is_not_used(keys: Keys,
     assert strategy.report and strategy.report.used == ("a",) and causes(strategy) == {"not-enrolled": 1}
 
 
-def test_without_a_federation_nothing_is_signed_and_nothing_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_federation_nothing_is_signed_and_nothing_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("FEDREPTILE_FEDERATION", raising=False)
-    trust = trust_from_environment("run")
+    trust = trust_from_environment("run", tmp_path / "issued")
     assert isinstance(trust, NoKeys)
     content = update()
     assert trust.request(content, 1, "train") is content
@@ -170,3 +172,13 @@ def test_the_base_of_an_answer_does_not_depend_on_the_seal(keys: Keys) -> None:
 
 def test_causes_are_those_of_updates() -> None:
     assert issubclass(SealError, UpdateError)
+
+
+def test_times_of_requests_only_grow_even_when_the_clock_is_set_back_and_the_run_resumed(tmp_path: Path) -> None:
+    def issued(now: float) -> int:
+        trust = Keys(SERVER, tmp_path / "sites.json", "run-1", tmp_path / "issued", now=lambda: now)
+        return opened(trust.request(RecordDict(), 1, "train"), SERVER.public_key(), Facts("", 0, "train")).facts.issued
+
+    assert [issued(now) for now in (12.5, 12.5, 3.0, 20.0)] == [12500, 12501, 12502, 20000]
+    (tmp_path / "issued").write_text("spoilt by a crash")
+    assert issued(30.0) == 30000
