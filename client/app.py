@@ -38,6 +38,12 @@ def class_table(message: Message, context: Context) -> Message:
     return answer(message, context)
 
 
+@app.query("gate")
+def gate(message: Message, context: Context) -> Message:
+    """Reply with figures: how two models do on what the site holds back."""
+    return answer(message, context)
+
+
 def answer(message: Message, context: Context) -> Message:
     """Reply with what the door let out: the worker's door, or the one in this process."""
     node = context.node_config

@@ -10,6 +10,7 @@ from client.door.policy import Policy, policy_of
 from common.errors import SettingsError
 from common.paths import default_sites
 from common.settings import Settings, Value, nearest
+from common.trust.kit import Kit
 
 PARTITION_KEYS = frozenset({"partition-id", "num-partitions"})
 
@@ -77,6 +78,11 @@ def parse_node_config(node_config: Mapping[str, Value], run: Settings) -> SiteSe
     if values.get("threads", 1) < 1:
         raise SettingsError(f"node config site-threads is {values['threads']}; it must be at least 1")
     return SiteSettings(**values, policy=_policy({key: value for key, value in own.items() if key in POLICY}))
+
+
+def settings_of(kit: Kit) -> Settings:
+    """Return the settings that a kit agrees on. Raises SettingsError if this version does not know them."""
+    return Settings.from_flat(dict(kit.settings))
 
 
 def _simulated(position: Value, run: Settings) -> dict[str, Any]:

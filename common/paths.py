@@ -1,9 +1,11 @@
 """Where things are kept on this machine when no path is given, and how a file is written whole. Torch-free."""
 
+import json
 import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from common.errors import WritingError
 
@@ -33,6 +35,15 @@ def cache_folder(chosen: str) -> Path | None:
     if chosen == "off":
         return None
     return Path(chosen) if chosen else data_home() / "cache"
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of our own; empty if the file is missing, damaged or holds something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:

@@ -46,7 +46,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")] = False,
     data: Own = None,
     settings: Annotated[
-        Path | None, typer.Option(help="With --data: the federation's settings file; only [data] counts here.")
+        Path | None, typer.Option(help="With --data: the federation's settings file; only \\[data] counts here.")
     ] = None,
     assignments: Annotated[
         list[str], typer.Option("--set", help="With --data: another setting: key=value, such as data.size=64.")

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from client.door.policy import Policy, read_policy
 from client.home import SiteConfig, SiteHome
+from client.settings import settings_of
 from common.errors import FedreptileError
 from common.paths import cache_folder
 from common.settings import Settings
@@ -77,7 +78,7 @@ class Subject:
     @cached_property
     def settings(self) -> Settings:
         """The settings that were agreed."""
-        return self._readable("kit", lambda: Settings.from_flat(dict(self.kit.settings)))
+        return self._readable("kit", lambda: settings_of(self.kit))
 
     @cached_property
     def policy(self) -> Policy:
@@ -103,10 +104,8 @@ class Subject:
         """Raises SettingsError or SiteDataError if the data cannot be used."""
         from client.data.sites import open_site_data
 
-        own, settings = self.config, self.settings
-        # With a user of its own the worker keeps a cache that only that user may read.
-        cache = None if own.user else cache_folder(own.cache)
-        return open_site_data(Path(own.data), own.name, settings.data, cache)
+        own = self.config
+        return open_site_data(Path(own.data), own.name, self.settings.data, cache_folder(own.shared_cache))
 
     def need_folder(self) -> None:
         """Raises NeedsError if there is no site here at all: one cause is enough."""

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 from client.check.findings import Finding, NeedsError, Subject, broken, ok, problem, warning
 from client.door.policy import fits, read_policy
+from client.settings import settings_of
 from common.errors import SettingsError, TrustError
-from common.settings import Settings
 from common.trust.certificates import (
     WARN_DAYS,
     check_site_certificate,
@@ -64,7 +64,7 @@ def check_kit(subject: Subject) -> Iterator[Finding]:
         yield broken("kit", error, AGAIN)
         return
     try:
-        Settings.from_flat(dict(kit.settings))
+        settings_of(kit)
     except SettingsError as error:
         yield problem(
             "kit",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.door.ledger import Entry, entries
+from client.door.ledger import Entry, entries, witnessed
 from client.door.ledger import verify as verified
 from client.home import SiteHome
 from common.errors import LedgerError, SettingsError
@@ -56,7 +56,13 @@ def show(
 
 
 @ledger_app.command()
-def verify(home: Home = None, folder: Folder = None) -> None:
+def verify(
+    home: Home = None,
+    folder: Folder = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Compare also with a run's rounds.jsonl, which the operator has.")
+    ] = None,
+) -> None:
     """Check every entry and that each follows from the one before; say where the ledger was changed, if it was."""
     found = verified(_folder(home, folder))
     if found.broken:
@@ -64,6 +70,10 @@ def verify(home: Home = None, folder: Folder = None) -> None:
     beginning = "" if found.first == 1 else f", from entry {found.first} on (older files were moved away)"
     console.print(Text(f"{found.entries} entries in {found.files} file(s){beginning}: none was changed"))
     console.print(Text(f"hash of the last entry: {found.last}"))
+    if journal is not None:
+        site = SiteHome.of(home).config().name
+        count = witnessed(_folder(home, folder), journal, site)
+        console.print(Text(f"{count} entries of site {site!r} have a stamp in {journal}: none is missing here"))
 
 
 @ledger_app.command()

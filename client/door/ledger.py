@@ -192,6 +192,9 @@ class Ledger:
         body["hash"] = _sha256(_canonical(body))
         line = _canonical(body) + b"\n"
         room = self.most_bytes + (RESERVE if record.content in ("", "Error") else 0)
+        if self._total + len(line) > room:
+            with suppress(OSError):  # older files may have been moved away
+                self._total = _bytes_of(_files(self.folder))
         if self._total + len(line) > room or len(line) > LONGEST_LINE:
             raise LedgerError(
                 f"ledger {self.folder} is full: {self._total} of {self.most_bytes} bytes; move its older files away "
@@ -232,7 +235,7 @@ class Ledger:
             return
         self._file = files[-1]
         cut = _cut_torn_line(self._file)
-        self._total = sum(file.stat().st_size for file in files)
+        self._total = _bytes_of(files)
         self._size = self._file.stat().st_size
         for entry in _checked(self._recent(files)):
             self._number, self._last = entry.number, entry.hash
@@ -354,6 +357,39 @@ def verify(folder: Path) -> Verified:
     return Verified(count, len(files), first, last, broken)
 
 
+def witnessed(folder: Path, journal: Path, site: str) -> int:
+    """Compare a ledger with the server's journal of a run, which names the stamp of each update that was used.
+
+    Returns:
+        how many stamps of the site's entries the journal names; all are in the ledger.
+
+    Raises:
+        LedgerError: if one is not, naming the first round, or one of the two cannot be read.
+    """
+    named, number = dict[str, int](), 0
+    try:
+        with journal.open("rb") as lines:
+            for line in lines:
+                number += 1
+                if line.endswith(b"\n"):  # else it is still being written
+                    values = json.loads(line)
+                    named |= {str(stamp): values["round"] for name, stamp in values["ledgers"].items() if name == site}
+    except OSError as error:
+        raise LedgerError(f"journal {journal} cannot be read: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise LedgerError(f"journal {journal}, line {number}, is none of a server's: {error}") from error
+    missing = dict(named)
+    for entry in entries(folder):
+        missing.pop(entry.stamp, None)
+    for stamp, round_number in missing.items():
+        raise LedgerError(
+            f"the ledger has no entry with the stamp that the server has for round {round_number}, {stamp}, nor for "
+            f"{len(missing) - 1} more of {len(named)}; put files that were moved away beside it (--folder), else "
+            "entries were cut off"
+        )
+    return len(named)
+
+
 class _BrokenLineError(Exception):
     def __init__(self, broken: Broken) -> None:
         super().__init__(str(broken))
@@ -429,6 +465,10 @@ def _existing(folder: Path) -> list[Path]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), key=_number_of)
+
+
+def _bytes_of(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _file(folder: Path, number: int) -> Path:

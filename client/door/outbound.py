@@ -1,7 +1,7 @@
 """The one door: all application content that leaves a site passes ``Door.leave`` or ``Door.leave_error``.
 
-The door lets through the four kinds of reply that this module names, checks what is in them
-against the site's own policy, enters it in the ledger, seals it and logs names and byte counts. None of the four kinds
+The door lets through the five kinds of reply that this module names, checks what is in them
+against the site's own policy, enters it in the ledger, seals it and logs names and byte counts. None of the five kinds
 has a place for a sample; the sizes of arrays are checked against the agreed ones at the other end. Torch-free.
 """
 
@@ -22,12 +22,15 @@ from client.door.policy import Policy
 from client.settings import SiteSettings
 from common.errors import FedreptileError, LedgerError, OutboundError, PolicyRefusal
 from common.messages import (
+    GATE_SCALARS,
     SCALARS,
     ClassTable,
+    GateReport,
     Introduction,
     Judged,
     Update,
     encode_class_table,
+    encode_gate_report,
     encode_introduction,
     encode_judged,
     encode_update,
@@ -37,7 +40,7 @@ from common.trust.seals import Facts, digest_of, sealed, unsealed
 
 log = logging.getLogger("fedreptile.outbound")
 
-Content = Update | Judged | ClassTable | Introduction
+Content = Update | Judged | ClassTable | Introduction | GateReport
 
 SITE_ERROR = 100
 """Flower error code of a reply that says that the site could not do what was asked."""
@@ -209,12 +212,27 @@ class Door:
             case ClassTable():
                 return Passing("ClassTable", self._class_table(content), content.names, TABLE_CLAUSES)
             case Introduction():
-                if content.classes and not classes.names:
+                names = tuple(sorted(content.classes.keys() | content.wishes.keys()))
+                if names and not classes.names:
                     raise PolicyRefusal("classes.names", "an introduction names classes")
-                named = ("classes.names",) if content.classes else ()
-                return Passing("Introduction", encode_introduction(content), tuple(sorted(content.classes)), named)
+                named = ("classes.names",) if names else ()
+                return Passing("Introduction", encode_introduction(content), names, named)
+            case GateReport():
+                return self._gate_report(content)
             case _:
                 raise OutboundError(f"{type(content).__name__} is not a kind of content that leaves a site")
+
+    def _gate_report(self, report: GateReport) -> Passing:
+        _only_known_scalars(report.scalars, GATE_SCALARS)
+        unknown = any("unknown" in name for name in report.scalars)
+        named = bool(
+            report.per_class or report.folds[0] or report.by_table[0] or unknown
+        )  # the latter tell that the site has the new class
+        if named and not self.policy.classes.names:
+            raise PolicyRefusal("classes.names", "a report to a gate names classes")
+        kept = replace(report, scalars=self._reported(report.scalars))
+        clauses = ("metrics.may-leave", *(("classes.names",) if named else ()))
+        return Passing("GateReport", encode_gate_report(kept), tuple(sorted(report.per_class)), clauses)
 
     def _class_table(self, table: ClassTable) -> RecordDict:
         classes = self.policy.classes
@@ -292,8 +310,8 @@ def bytes_of(content: RecordDict) -> int:
         return sum(len(item.deflate()) for item in get_all_nested_objects(content).values())
 
 
-def _only_known_scalars(scalars: Mapping[str, float]) -> None:
-    if unknown := sorted(scalars.keys() - SCALARS):
+def _only_known_scalars(scalars: Mapping[str, float], known: frozenset[str] = SCALARS) -> None:
+    if unknown := sorted(scalars.keys() - known):
         raise OutboundError(f"the scalar {unknown[0]!r} is not one that may leave")
     if lists := [name for name, value in scalars.items() if type(value) not in (int, float)]:
         raise OutboundError(f"the scalar {lists[0]!r} is a {type(scalars[lists[0]]).__name__} and not one number")

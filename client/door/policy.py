@@ -236,7 +236,9 @@ may-leave = ["*"]
 
 [metrics]
 # Names of the figures that may leave, as patterns; the others are left out: accuracy-before, accuracy-after,
-# nll-before, nll-after, ece-before, ece-after, num-query, inner-steps, seconds.
+# nll-before, nll-after, ece-before, ece-after, num-query, inner-steps, seconds. In a campaign also how the model in use
+# (champion) and the new one (challenger) do on what the site holds back: num-held-back, num-unknown, and accuracy, nll,
+# ece and unknown, each with -champion and -challenger. Without the first and both accuracies the site is no judge.
 # num-examples always travels with an update, because the server cannot use an update without it.
 may-leave = ["*"]
 
@@ -259,7 +261,8 @@ bytes-a-day = 0
 work = []
 
 [limits]
-# The most classes, inputs per class and steps of one piece of work. 0: as the run says.
+# The most classes, inputs per class and steps of one piece of work. 0: as the run says. A campaign may choose
+# inner.steps, inner.learning-rate and episode.shot other than agreed, up to these limits.
 way = 0
 shot = 0
 steps = 0

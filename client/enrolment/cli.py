@@ -32,7 +32,9 @@ console = Console(soft_wrap=True)
 
 
 def join(
-    home: Annotated[Path | None, typer.Option(help="The site's folder [default: $FEDREPTILE_SITE, ./site].")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="The site's folder; otherwise $FEDREPTILE_SITE, otherwise ./site.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Step 1: the name under which to take part.")] = "",
     data: Annotated[
         Path | None, typer.Option(help="Step 1: a folder of class folders, a .csv table or an .npz file.")
@@ -150,6 +152,9 @@ def _described(kit: Kit) -> list[Table]:
     settings = Table("setting", "agreed", "default", title="Settings to agree to", title_justify="left")
     for key, (value, default) in differing_settings(kit).items():
         settings.add_row(Text(key), Text(str(value)), Text("unknown here" if default is None else str(default)))
+    settings.caption = (
+        "a campaign may choose inner.steps, inner.learning-rate and episode.shot, within your policy's limits"
+    )
     return [about, settings] if settings.row_count else [about]
 
 

@@ -133,17 +133,20 @@ def take_kit(home: SiteHome, data: bytes, passphrase: str | None, now: datetime)
     Args:
         data: the bytes of the kit that was compared.
 
-    The kit is written first, then the key takes its place, then the certificate. So taking the same kit again makes
-    good whatever a crash left between.
+    The first root of releases is taken, the kit is written, then the key takes its place, then the certificate. So
+    taking the same kit again makes good whatever a crash left between.
 
     Raises:
         TrustError: like ``check_kit``; then nothing is changed.
     """
+    from client.adoption.fetch import trust_root
     from client.door.policy import write_default_policy
 
     kit = parse_kit(data, "the kit")
     key = check_kit(home, kit, passphrase, now)
     before = present_kit(home)
+    if kit.releases_root:
+        trust_root(home, kit.releases_root)
     if not home.policy_file.exists():
         write_default_policy(home.policy_file, kit.fabs)
     write_atomically(home.kit_file, data, 0o644)

@@ -18,9 +18,6 @@ from common.trust.request import read_request
 
 log = logging.getLogger("fedreptile.relay")
 
-STATE = Path("relay") / "relay.json"
-"""In the folder of what only matters while the site runs."""
-
 
 def main() -> int:
     """Pass SuperNode's requests on until told to end; return the process's exit code."""
@@ -46,7 +43,7 @@ def server_of(home: SiteHome, port: int) -> Server:
     passphrase = passphrase_from_environment()
     way = Way(home, home.config(), passphrase)
     door = SecondDoor(node_key_of(home, passphrase), LedgerIndex(home.ledger), OwnPolicy(home.policy_file))
-    relay = Relay(way, door, home.run / STATE)
+    relay = Relay(way, door, home.relay_state, port)
     pair = Pair(home.loopback / "tls.crt", home.loopback / "tls.key")
     context = server_context(pair)
     loopback = Renewed(lambda: pair.stamp, lambda: pair.load(context))

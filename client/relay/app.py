@@ -5,9 +5,11 @@ ever on 503. So whatever may pass is answered with 503, and the finished answer 
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import time
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -25,13 +27,18 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
+from flwr.supercore.constant import FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 from starlette.types import Receive, Scope, Send
 
+from client.door.outbound import POLICY_ERROR
 from client.relay.door import SecondDoor
 from client.relay.presence import ACTIVATE, Presence
+from client.relay.releases import Releases
 from client.relay.way import PATIENCE, QUICK, Answer, Contact, UnavailableError, Way
 from common.deployment.forward import (
     HEALTH,
@@ -39,6 +46,7 @@ from common.deployment.forward import (
     PASSED,
     PREFIX,
     PROTOBUF,
+    RELEASES,
     ROUTES,
     Complaints,
     GoneError,
@@ -66,12 +74,17 @@ FAULTS = 5
 """So often SuperNode asks again when the SuperLink fails (status 500) at the same request; then it is told."""
 KNOWN = 1000
 """Runs and failed requests that are remembered."""
-POLICY_ERROR = 101
-"""Flower error code of a reply that says which clause of the site's policy refused."""
+STUCK_SECONDS = 10.0
+"""SuperNode does one message at a time. If it asks for the next so long after one that it has not answered, that answer
+is lost to it, or lies ready until another message comes: it sends an answer per message, whichever is there first."""
 
 HEARTBEAT, PULL = f"{PREFIX}send-node-heartbeat", f"{PREFIX}pull-messages"
 PUSH, OBJECT = f"{PREFIX}push-messages", f"{PREFIX}push-object"
 GET_RUN, GET_FAB, PULL_OBJECT = f"{PREFIX}get-run", f"{PREFIX}get-fab", f"{PREFIX}pull-object"
+
+
+START_ANEW = Answer(401, b'{"detail":"the SuperLink does not know this node"}', {"content-type": "application/json"})
+"""SuperNode ends, its supervisor starts it again, and the server asks a node that started anew once more."""
 
 
 class Relay:
@@ -79,13 +92,16 @@ class Relay:
 
     Args:
         state: the file that says how the relay stands.
+        port: where it listens, for who wants releases.
     """
 
-    def __init__(self, way: Way, door: SecondDoor, state: Path) -> None:
+    def __init__(self, way: Way, door: SecondDoor, state: Path, port: int) -> None:
         self._way, self._door = way, door
+        self._node_key = bytes_to_public_key(b64decode(door.node_key))
         self.contact = Contact()
         self._state = StateFile(state)
         self._presence = Presence(door.node_key, state)
+        self._releases, self._port = Releases(way), port
         self._refused: Counter[str] = Counter()
         self._bytes_out = self._bytes_in = 0
         self._complaints = Complaints(log)
@@ -95,6 +111,8 @@ class Relay:
         """Run -> SHA-256 of its app bundle."""
         self._waiting: list[PullMessagesResponse] = []
         """Messages that the server has given and SuperNode has not got yet."""
+        self._given: dict[str, float] = {}
+        """Id of a message that SuperNode has got and not answered -> when."""
         self._refusal: Message | None = None
         """The last one, since what is sent again must be the same."""
         self._pulling = asyncio.Lock()
@@ -105,8 +123,10 @@ class Relay:
             path, headers = route_of(scope), headers_of(scope)
             if path == HEALTH:
                 raise RefusedError(404, "route", HEALTH, f"POST {PREFIX}…")
-            if headers.get(NODE_KEY, "") != self._door.node_key:
-                raise RefusedError(403, "node", "another node key than the site's", "the site's own SuperNode")
+            if path.startswith(RELEASES):
+                await self._release(path, scope, send)
+                return
+            self._check_node(headers)
             if path in (OBJECT, PULL_OBJECT, GET_FAB):
                 async with self._memory:
                     found = await self._answer(path, headers, receive)
@@ -121,6 +141,33 @@ class Relay:
             await refuse(scope, send, RefusedError(503, error.cause, str(error), "a server that answers"), {})
         except GoneError:
             return
+
+    async def _release(self, path: str, scope: Scope, send: Send) -> None:
+        """Pass a file of a release on. Whether that works says nothing about the connection of SuperNode."""
+        try:
+            self._bytes_in += await self._releases.pass_on(path, scope, send)
+        except UnavailableError as error:
+            await refuse(scope, send, RefusedError(503, error.cause, str(error), "a server that answers"), {})
+
+    def _check_node(self, headers: Mapping[str, str]) -> None:
+        """Raises RefusedError unless the site's own SuperNode has signed a request, just now by this machine's clock.
+
+        One whose time alone is wrong was sent twice, or the clock was set meanwhile; SuperNode then signs anew.
+        """
+        own = "the site's own SuperNode"
+        if headers.get(NODE_KEY, "") != self._door.node_key:
+            raise RefusedError(403, "node", "another node key than the site's", own)
+        try:
+            signed = headers[TIMESTAMP_HEADER]
+            signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+            good = verify_signature(self._node_key, signed.encode("ascii"), signature)
+            age = (now() - datetime.fromisoformat(signed)).total_seconds()
+        except (KeyError, ValueError, TypeError) as error:
+            raise RefusedError(403, "node", "no signature of the node's", own) from error
+        if not good:
+            raise RefusedError(403, "node", "a signature by another key than the node's", own)
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            raise RefusedError(503, "node", f"a signature that was made {age:.0f} s ago", "a new one")
 
     def every_second(self) -> None:
         """Write how the relay stands."""
@@ -137,11 +184,14 @@ class Relay:
     async def _answer(self, path: str, headers: Mapping[str, str], receive: Receive) -> Answer:
         body = await read_body(receive, headers, ROUTES[path] or self._way.largest)
         passed = {name: headers[name] for name in PASSED if name in headers}
+        if path == PUSH:
+            self._note_answered(body)
         request = self._door.request(path, body)
         match path:
             case _ if path == PULL:
                 return await self._pull(passed, request, receive)
             case _ if path == ACTIVATE:
+                self._given.clear()
                 return await self._presence.activate(self._ask, passed, request)
             case _ if path == GET_RUN:
                 return await self._get_run(passed, request)
@@ -154,6 +204,12 @@ class Relay:
                 return await self._push(passed, request, body)
             case _:
                 return await self._ask(path, passed, request)
+
+    def _note_answered(self, body: bytes) -> None:
+        """SuperNode does not keep what it has tried to send, also if it may not leave."""
+        with contextlib.suppress(DecodeError):
+            for message in PushMessagesRequest.FromString(body).messages_list:
+                self._given.pop(message.metadata.reply_to_message_id, None)
 
     async def _push(self, headers: Mapping[str, str], request: Any, body: bytes) -> Answer:
         """Announce a reply; where the second door changed its id, SuperNode still knows it by its own."""
@@ -176,6 +232,10 @@ class Relay:
 
     async def _pull(self, headers: Mapping[str, str], request: Any, receive: Receive) -> Answer:
         """Wait for a message; none that the site's policy refuses to run code for reaches SuperNode."""
+        if self._given and time.monotonic() - min(self._given.values()) >= STUCK_SECONDS:
+            log.warning("SuperNode asks for messages and has not answered the last one: it is made to start anew")
+            self._given.clear()
+            return START_ANEW
         gone = asyncio.ensure_future(receive())
         end = time.monotonic() + HOLD_SECONDS
         try:
@@ -188,6 +248,7 @@ class Relay:
                         self._waiting.insert(0, found)
                     elif found is not None:
                         self._door.came(found)
+                        self._given[found.messages_list[0].metadata.message_id] = time.monotonic()
                         return _ok(found)
                     if not self.contact.connected:
                         pause = RETRY_SECONDS
@@ -322,6 +383,7 @@ class Relay:
             "bytes-out": self._bytes_out,
             "bytes-in": self._bytes_in,
             "node": str(self._presence.node),
+            "port": self._port,
         }
         self._state.write(values, at_once)
 
@@ -346,7 +408,7 @@ def _checked_heartbeat(found: Answer) -> Answer:
     """Return an answer after which SuperNode starts anew if the server does not know it; else the answer itself."""
     if _parsed(SendNodeHeartbeatResponse, found).success:
         return found
-    return Answer(401, b'{"detail":"the SuperLink does not know this node"}', {"content-type": "application/json"})
+    return START_ANEW
 
 
 def _parsed(kind: type[Proto], found: Answer) -> Any:

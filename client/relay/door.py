@@ -35,6 +35,7 @@ from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError
 from google.protobuf.message import Message as Proto
 
+from client.door.outbound import POLICY_ERROR, SITE_ERROR
 from client.door.policy import Policy, read_policy
 from common.deployment.forward import PREFIX, RefusedError, stamp_of
 from common.errors import CLAUSES, LedgerError, SettingsError
@@ -56,7 +57,7 @@ REQUESTS: dict[str, type[Proto]] = {
 
 UNTOLD = "Flower error; the site's own log has the details"
 """What the server is told instead of an error text that is not in the ledger."""
-ERROR_CODES = frozenset({*range(9), 100, 101})
+ERROR_CODES = frozenset({*range(9), SITE_ERROR, POLICY_ERROR})
 """Flower's own, and ours."""
 MESSAGE_OBJECT_BYTES = 4096
 MOST_TREE = 100_000

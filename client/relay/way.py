@@ -5,8 +5,8 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 
@@ -15,8 +15,8 @@ import httpx
 from client.home import SiteConfig, SiteHome
 from common import VERSION
 from common.deployment.forward import FROM_HEADER, LARGEST_HEADER, VERSION_HEADER, Pair, Renewed, stamp_of
-from common.errors import FedreptileError, TrustError
-from common.trust.kit import read_kit
+from common.errors import FedreptileError, SettingsError, TrustError
+from common.trust.kit import read_kit, root_version
 
 log = logging.getLogger("fedreptile.relay")
 
@@ -81,6 +81,10 @@ class Way:
         """Bytes of the largest body that the gateway takes, as it last said."""
         self._client: httpx.AsyncClient | None = None
         self._base = ""
+        self.root = 0
+        """Version of the root of releases in the kit; 0: the federation makes none."""
+        self._plain = _plain_client(home, config)
+        self._release_url = config.release_url.rstrip("/")
         self._retired: list[tuple[float, httpx.AsyncClient]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self.files = Renewed(lambda: (self._pair.stamp, stamp_of(home.kit_file)), self._take_up)
@@ -94,7 +98,7 @@ class Way:
             task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        for client in (self._client, *(client for _, client in self._retired)):
+        for client in (self._client, self._plain, *(client for _, client in self._retired)):
             if client is not None:
                 await client.aclose()
 
@@ -122,6 +126,37 @@ class Way:
             return answer
         return _of_gateway(answer)
 
+    @asynccontextmanager
+    async def release(self, name: str) -> AsyncIterator[httpx.Response]:
+        """Ask for a file of the releases' repository, of the gateway or where ``release-url`` says.
+
+        Args:
+            name: its path in the repository.
+
+        Returns:
+            the answer, its body still to be read; its status is 200 or 404.
+
+        Raises:
+            UnavailableError: if it cannot be reached, or refuses.
+        """
+        client, base = (self._plain, self._release_url) if self._plain else (self._client, self._base + "/releases")
+        assert client is not None
+        headers, timeout = {VERSION_HEADER: VERSION, "accept-encoding": "identity"}, {"timeout": PATIENCE.as_dict()}
+        try:
+            found = await client.send(
+                httpx.Request("GET", f"{base}/{name}", headers=headers, extensions=timeout), stream=True
+            )
+            try:
+                is_gateway = found.headers.get(FROM_HEADER) == "gateway"
+                if found.status_code not in (200, 404) or (client is self._client and not is_gateway):
+                    _of_gateway(Answer(found.status_code, await _read(found), found.headers))
+                    raise UnavailableError("releases", f"status {found.status_code} for {name}")
+                yield found
+            finally:
+                await found.aclose()
+        except httpx.HTTPError as error:
+            raise _unavailable(error) from error
+
     def _take_up(self) -> None:
         kit = read_kit(self._home.kit_file)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -135,6 +170,16 @@ class Way:
         if self._client is not None:
             self._retired.append((time.monotonic() + RETIRED_SECONDS, self._client))
         self._client, self._base = client, f"https://{kit.address}"
+        self.root = root_version(kit.releases_root) if kit.releases_root else 0
+
+
+def _plain_client(home: SiteHome, config: SiteConfig) -> httpx.AsyncClient | None:
+    """Return what asks a plain server for releases, without the site's certificate; None if there is none to ask."""
+    if not config.release_url:
+        return None
+    if not config.release_url.startswith(("https://", "http://")):
+        raise SettingsError(f"{home.config_file}: release-url is {config.release_url!r}; write https://host/folder")
+    return client_of(ssl.create_default_context(), config.proxy)
 
 
 def client_of(context: ssl.SSLContext, proxy: str) -> httpx.AsyncClient:

@@ -63,7 +63,8 @@ def units(
     site = SiteHome.of(home)
     config = site.config()
     cache = cache_folder(config.cache)
-    text = unit("site", config.name, site.path, user, writable=(cache,) if cache else (), gpu=config.device != "cpu")
+    outside = (cache,) if cache and not cache.is_relative_to(site.path) else ()
+    text = unit("site", config.name, site.path, user, writable=outside, gpu=config.device != "cpu")
     if out is None:
         print(text, end="")
         return

@@ -1,9 +1,7 @@
 """How a site stands: its processes, its connection, what left it."""
 
 import datetime
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from client.home import SiteHome
-from client.service.up import socket_path
 from client.worker.wire import call
 from common.deployment.supervisor import read_state
 from common.errors import DeployError
+from common.paths import read_table
 from common.trust.certificates import days_left, expiry_warning
 from common.trust.kit import read_kit
 
@@ -32,7 +30,7 @@ def site_status(home: SiteHome) -> dict[str, Any]:
         "server": kit.address,
         "running": state is not None,
         "processes": (state or {}).get("parts", {}),
-        "connection": _json(home.relay_state) if state else {},
+        "connection": read_table(home.relay_state) if state else {},
         "work": _work(home) if state else {},
         "certificate-days": days_left(home.tls_certificate),
         "warnings": [warning] if (warning := expiry_warning(home.tls_certificate)) else [],
@@ -82,16 +80,7 @@ def _flat(work: Mapping[str, Any]) -> dict[str, str]:
 
 def _work(home: SiteHome) -> dict[str, Any]:
     try:
-        path = socket_path(home)
-        answer = call(path, path.with_suffix(".key"), {"op": "status"})
+        answer = call(home.socket, home.socket_key, {"op": "status"})
         return dict(answer["status"])
     except (DeployError, OSError, EOFError) as error:
         return {"worker": str(error)}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
-        return {}

@@ -1,13 +1,11 @@
 """The site's processes: the worker with data and model, the relay with the network, and Flower's between them."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 from client.home import SiteConfig, SiteHome
 from common.deployment.disk import keep_newest
 from common.deployment.ports import free_port
-from common.deployment.supervisor import Part, Supervisor, as_user, end_leftovers, module, script
+from common.deployment.supervisor import Part, Supervisor, alone_in, as_user, module, script
 from common.errors import DeployError, SettingsError
 from common.paths import write_atomically
 from common.trust.certificates import expiry_warning
@@ -30,8 +28,6 @@ TASK_POLL_SECONDS = "0.1"
 KEPT_APPS = 3
 """Unpacked app bundles that are kept; Flower itself deletes none."""
 CHORE_SECONDS = 300.0
-LONGEST_SOCKET = 100
-"""Bytes of a socket's path: systems allow 104 or 108."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +55,16 @@ def run_site(home: SiteHome, when_ready: Callable[[], None] = lambda: None) -> N
     kit = read_kit(home.kit_file)
     if kit.site != config.name:
         raise SettingsError(f"{home.config_file} has the name {config.name!r} and the kit is for {kit.site!r}")
+    with alone_in(home.run) as ended:
+        if ended:
+            log.warning("ended what an earlier start left behind: %s", ", ".join(ended))
+        _run(home, config, when_ready)
+
+
+def _run(home: SiteHome, config: SiteConfig, when_ready: Callable[[], None]) -> None:
     if passphrase := passphrase_for(home.signing_key, home.tls_key, home.node_key):
         os.environ[PASSPHRASE] = passphrase
-    if ended := end_leftovers(home.run):
-        log.warning("ended what an earlier start left behind: %s", ", ".join(ended))
-    ways = Ways(free_port(), free_port(), socket_path(home))
+    ways = Ways(free_port(), free_port(), home.socket)
     prepare(home, config, ways)
     supervisor = Supervisor(
         parts_of(home, config, ways),
@@ -101,20 +102,31 @@ def parts_of(home: SiteHome, config: SiteConfig, ways: Ways) -> list[Part]:
         # It ends with its parent, which it can only see if both are of one user; else the next 'up' ends it.
         *(() if as_user(config.app_user) else ("--parent-pid", str(os.getpid()))),
     )
-    # A proxy is for the relay alone: Flower would send even what is meant for 127.0.0.1 there. And the passphrase of
-    # the site's keys is not for processes that run code from elsewhere.
-    flower = {"FLWR_HOME": str(home.flower), "NO_PROXY": "*", "no_proxy": "*", PASSPHRASE: ""}
+    # Both run code from elsewhere, so they are bare. A proxy is for the relay alone: Flower would send even what is
+    # meant for 127.0.0.1 to one that the system has set.
+    flower = {"FLWR_HOME": str(home.flower), "NO_PROXY": "*", "no_proxy": "*"}
     return [
-        Part("worker", worker, user=config.user, ready=ways.socket.exists),
+        Part(
+            "worker",
+            worker,
+            user=config.user,
+            ready=ways.socket.exists,
+            before=lambda: ways.socket.unlink(missing_ok=True),
+        ),
         Part(
             "relay",
             module("client.relay", *folder, "--port", str(ways.relay_port)),
             user=config.relay_user,
             ready=lambda: _listens(ways.relay_port),
         ),
-        Part("supernode", supernode, flower, config.app_user, ready=lambda: _listens(ways.node_port)),
+        *([Part("adoption", module("client.adoption", *folder), user=config.user)] if config.adopt_seconds else []),
+        Part("supernode", supernode, flower, bare=True, user=config.app_user, ready=lambda: _listens(ways.node_port)),
         Part(
-            "superexec", superexec, flower | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS}, config.app_user
+            "superexec",
+            superexec,
+            flower | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS},
+            bare=True,
+            user=config.app_user,
         ),
     ]
 
@@ -130,14 +142,19 @@ def prepare(home: SiteHome, config: SiteConfig, ways: Ways) -> None:
     home.run.chmod(0o711)
     _folder(ways.socket.parent, worker, 0o2710, group=app)
     _folder(home.ledger, worker, 0o2750, group=relay)
-    _folder(home.outbox, worker, 0o700)
+    for own in (home.outbox, home.models, home.releases):
+        _folder(own, worker, 0o700)
+        for path in own.rglob("*"):  # root may have made them: 'join', 'adapt'
+            if not path.is_symlink():
+                _give(path, worker)
+    if config.cache == str(home.cache):
+        _folder(home.cache, worker, 0o700)
     _folder(home.run / "relay", relay, 0o755)
     _folder(app_folder(home), app, 0o700)
     _folder(home.flower, app, 0o700)
     home.logs.mkdir(mode=0o700, exist_ok=True)
     for path, owner in ((home.signing_key, worker), (home.tls_key, relay)):
         _give(path, owner)
-    ways.socket.unlink(missing_ok=True)
     _secret(ways.socket_key, secrets.token_bytes(32), worker, app)
     _secret(app_folder(home) / "superexec.secret", secrets.token_hex(32).encode(), app)
     _secret(node_key_for_flower(home), node_key_pem(read_ec_key(home.node_key, passphrase_from_environment())), app)
@@ -154,15 +171,6 @@ def app_folder(home: SiteHome) -> Path:
 def node_key_for_flower(home: SiteHome) -> Path:
     """Return where the node key lies for SuperNode, which cannot read an encrypted one, while the site is up."""
     return app_folder(home) / "node.key"
-
-
-def socket_path(home: SiteHome) -> Path:
-    """Return where the worker listens: in the site's folder, unless its path is too long or has quotes for Flower."""
-    path = home.run / "worker" / "site.sock"
-    if len(os.fsencode(path)) <= LONGEST_SOCKET and not set("'\"\\") & set(str(path)):
-        return path
-    short = hashlib.sha256(os.fsencode(home.path)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"fedreptile-{short}" / "site.sock"
 
 
 def look_after(home: SiteHome) -> None:

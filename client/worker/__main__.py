@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from client.home import SiteHome
@@ -16,23 +17,30 @@ from common.log import show_log
 
 log = logging.getLogger("fedreptile.worker")
 
+LOOK_SECONDS = 1.0
+"""Between two looks for a request to end: a thread that waits for a connection may not see a signal."""
+
 
 def main() -> int:
     """Serve until the process is told to end (SIGTERM); return its exit code."""
     words = argparse.ArgumentParser(prog="python -m client.worker", description=__doc__)
     words.add_argument("--home", type=Path, help="the site's folder")
-    words.add_argument("--socket", type=Path, help="where to listen; otherwise run/site.sock in the site's folder")
-    words.add_argument("--socket-key", type=Path, help="file with the key to ask for; otherwise run/socket.key there")
+    words.add_argument("--socket", type=Path, help="where to listen; otherwise run/worker/site.sock there")
+    words.add_argument("--socket-key", type=Path, help="file with the key to ask for; otherwise beside the socket")
     given = words.parse_args()
     show_log()
     end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     home = SiteHome.of(given.home)
     try:
-        worker = Worker(home)
-        server = Server(worker, given.socket or home.run / "site.sock", given.socket_key or home.run / "socket.key")
-        log.info("site %s is ready on %s", worker.kit.site, given.socket or home.run / "site.sock")
-        server.run()
+        worker, socket = Worker(home), given.socket or home.socket
+        server = Server(worker, socket, given.socket_key or socket.with_suffix(".key"))
+        log.info("site %s is ready on %s", worker.kit.site, socket)
+        serving = threading.Thread(target=server.run, name="socket", daemon=True)
+        serving.start()
+        while serving.is_alive():
+            serving.join(LOOK_SECONDS)
+        return 1
     except FedreptileError as error:
         log.error("the worker cannot start: %s", error)
         return 1

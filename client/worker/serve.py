@@ -17,6 +17,7 @@ from typing import Any
 
 from flwr.app import Error, RecordDict
 
+from client.home import LONGEST_SOCKET
 from client.worker.wire import KEY_BYTES, NOT_READY, Header, address_of, family_of, frame, unframe
 from client.worker.worker import Worker
 from common.errors import DeployError
@@ -29,8 +30,6 @@ SECONDS = 30.0
 """For a stranger to show that he has the key, and for a frame that has begun to arrive."""
 ROOM = 1 << 20
 """Bytes that a frame may have beyond the arrays that were agreed on."""
-LONGEST_PATH = 100
-"""Of a socket's path in bytes: systems allow 104 or 108."""
 
 Job = tuple[Header, RecordDict, "Future[RecordDict | Error]"]
 
@@ -42,11 +41,14 @@ class Server:
         """Begin to listen. Raises DeployError if the socket or its key cannot be used."""
         self.worker = worker
         self.key = read_key(key_file)
-        agreed = worker.sizes
-        self.most = (agreed.params + agreed.slots) * 8 + ROOM
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._free = threading.BoundedSemaphore(CONNECTIONS)
         self._listener = listen(path)
+
+    @property
+    def most(self) -> int:
+        """Bytes of a frame at most, by the kit that is in use."""
+        return (self.worker.sizes.params + self.worker.sizes.slots) * 8 + ROOM
 
     def run(self) -> None:
         """Answer for ever. The work is done in one thread, in the order in which it came."""
@@ -80,6 +82,7 @@ class Server:
                     answer_challenge(connection, self.key)
                 while True:
                     connection.poll(None)
+                    self.worker.look_at_kit()
                     with in_time(connection):
                         data = connection.recv_bytes(self.most)
                     connection.send_bytes(self._answer(data))
@@ -132,9 +135,9 @@ def listen(path: Path) -> Listener:
         DeployError: if it cannot be made, or its path is too long or something else than a socket.
     """
     if sys.platform != "win32":
-        if len(os.fsencode(path)) > LONGEST_PATH:
+        if len(os.fsencode(path)) > LONGEST_SOCKET:
             raise DeployError(
-                f"the socket's path {path} is longer than {LONGEST_PATH} bytes, more than systems allow; put the "
+                f"the socket's path {path} is longer than {LONGEST_SOCKET} bytes, more than systems allow; put the "
                 "site's folder somewhere with a shorter path"
             )
         if path.exists():

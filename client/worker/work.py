@@ -7,7 +7,7 @@ from flwr.app import RecordDict
 from client.door.outbound import Content
 from client.site import Site
 from common.errors import RequestError
-from common.messages import Request, decode_request
+from common.messages import Request, decode_gate_request, decode_request
 
 
 def work(site: Site, kind: str, content: RecordDict) -> tuple[Content, int]:
@@ -24,8 +24,12 @@ def work(site: Site, kind: str, content: RecordDict) -> tuple[Content, int]:
         "evaluate": site.evaluate,
         "query.class_table": site.class_table,
     }
+    if kind == "query.gate":
+        gate = decode_gate_request(content, site.plan.agreed)
+        return site.gate(gate), gate.round
     if kind not in kinds:
-        raise RequestError(f"the server's message is of type {kind!r}; it must be 'query' or one of {sorted(kinds)}")
+        known = sorted([*kinds, "query.gate"])
+        raise RequestError(f"the server's message is of type {kind!r}; it must be 'query' or one of {known}")
     request = decode_request(content, site.plan.agreed)
     return kinds[kind](request), request.round
 

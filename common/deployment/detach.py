@@ -5,7 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from common.deployment.supervisor import module, read_state
+from common.deployment.supervisor import DETACHED, module, read_state
 from common.errors import DeployError
 
 PATIENCE = 180.0
@@ -27,9 +27,11 @@ def start_detached(kind: str, home: Path, run: Path, logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / "up.log"
     words = module({"server": "server.cli", "site": "client.cli"}[kind], "up", "--home", str(home))
-    with log.open("wb") as output:
+    log.write_bytes(b"")
+    with log.open("ab") as output:
         process = subprocess.Popen(
             words,
+            env={**os.environ, DETACHED: str(log)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

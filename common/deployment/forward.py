@@ -9,11 +9,12 @@ import json
 import logging
 import os
 import re
+import socket
 import ssl
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +54,10 @@ ROUTES: Mapping[str, int] = {
 }
 """All of Flower's API that passes, with POST, and the largest body of each."""
 HEALTH = "/health"
+RELEASES = "/releases/"
+"""Where the files of releases are, with GET."""
+RELEASE = re.compile(rf"{RELEASES}(metadata|targets)/[A-Za-z0-9][A-Za-z0-9._-]{{0,199}}")
+"""Their paths: two folders, no way out of them."""
 
 NODE_KEY = FLEET_HTTP_PUBLIC_KEY_HEADER
 FLOWER_VERSION = FLWR_PACKAGE_VERSION_METADATA_KEY
@@ -92,6 +97,10 @@ FORMS: Mapping[str, str] = {
 HEADER_BYTES = 16 << 10
 """Of a request's line and headers together."""
 HANDSHAKE_SECONDS = 10.0
+BACKLOG = 512
+"""Connections that the system keeps until they are taken."""
+MOST_UNFINISHED = 1024
+"""Connections at a time that have not shaken hands yet or not asked anything; any further one is closed."""
 KEEP_ALIVE_SECONDS = 75
 """Time that an idle connection stays open."""
 LINGER_SECONDS = 5.0
@@ -125,7 +134,7 @@ class GoneError(Exception):
 
 
 def route_of(scope: Scope) -> str:
-    """Return the path of a request, which is one of ``ROUTES`` or ``HEALTH``.
+    """Return the path of a request, which is one of ``ROUTES`` or ``HEALTH``, or fits ``RELEASE``.
 
     The bytes as they came are compared, so that no way of writing a path can mean another one here than behind.
 
@@ -133,11 +142,16 @@ def route_of(scope: Scope) -> str:
         RefusedError: for any other path, method or query.
     """
     path = bytes(scope["raw_path"]).decode("latin-1")
-    known = (scope["method"] == "POST" and path in ROUTES) or (scope["method"] == "GET" and path == HEALTH)
+    known = path in ROUTES if scope["method"] == "POST" else scope["method"] == "GET" and is_read(path)
     if not known or scope["query_string"]:
         asked = f"{scope['method']} {path}"[:200]
         raise RefusedError(404, "route", asked, f"POST {PREFIX}… of a node, or GET {HEALTH}")
     return path
+
+
+def is_read(path: str) -> bool:
+    """Say whether a path is one to ask with GET."""
+    return path == HEALTH or RELEASE.fullmatch(path) is not None
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
@@ -377,6 +391,10 @@ class Guard:
 
     def closed(self, connection: Any) -> None: ...
 
+    def refuses(self, connection: Any) -> bool:
+        """Return whether a new connection is to be closed without a word."""
+        return False
+
     def slow(self, connection: Any) -> None:
         """A client took too long to send the head of a request; its connection ends."""
 
@@ -388,9 +406,10 @@ class GuardedProtocol(H11Protocol):
     which ends the connection at once; and ``linger``, to be called before an answer to a body that was not read.
     """
 
-    def __init__(self, config: uvicorn.Config, state: Any, guard: Guard) -> None:
+    def __init__(self, config: uvicorn.Config, state: Any, guard: Guard, unfinished: "set[GuardedProtocol]") -> None:
+        """``unfinished``: where it is until it has the head of a request, or the connection is lost."""
         super().__init__(config, state, {}, asyncio.get_running_loop())
-        self._guard = guard
+        self._guard, self._unfinished = guard, unfinished
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -403,6 +422,8 @@ class GuardedProtocol(H11Protocol):
             "linger": self._linger,
             "began": self.loop.time(),
         }
+        if self._guard.refuses(connection):
+            transport.abort()
         self._mind()
 
     def data_received(self, data: bytes) -> None:
@@ -413,6 +434,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._unfinished.discard(self)
         self._guard.closed(self.app_state["connection"])
         super().connection_lost(exc)
 
@@ -434,6 +456,7 @@ class GuardedProtocol(H11Protocol):
     def _mind(self) -> None:
         """Have the timer run from a request's first byte until its head is complete."""
         if self.conn.their_state is not IDLE or self.transport.is_closing():
+            self._unfinished.discard(self)
             self._stop_timer()
         elif self._timer is None:
             self._timer = self.loop.call_later(self._guard.patience, self._too_slow)
@@ -496,22 +519,53 @@ class Server(uvicorn.Server):
             )
         )
         self._service, self._context, self._guard, self._renewed = service, context, guard, renewed
+        self._unfinished: set[GuardedProtocol] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._complaints = Complaints(log)
+        self.servers = []  # none of asyncio's: connections are counted before the handshake
 
     async def startup(self, sockets: object = None) -> None:
         await self.lifespan.startup()
-        host, port = self.config.host, self.config.port
-        try:
-            server = await asyncio.get_running_loop().create_server(
-                lambda: GuardedProtocol(self.config, self.server_state, self._guard),
-                host,
-                port,
-                ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            )
-        except OSError as error:
-            raise DeployError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
-        self.servers = [server]
+        for listening in await _listen(self.config.host, self.config.port):
+            self._begin(self._accept(listening))
         self.started = True
+
+    async def _accept(self, listening: socket.socket) -> None:
+        """Take connections for ever. Those that are not finished are counted from here on, before any handshake."""
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listening)
+                except ConnectionAbortedError:  # who dialled is gone already
+                    continue
+                except OSError as error:  # such as no more files than this process may have
+                    log.error("no connection can be taken: %s", error.strerror or error)
+                    await asyncio.sleep(1.0)
+                    continue
+                if len(self._unfinished) < MOST_UNFINISHED:
+                    protocol = GuardedProtocol(self.config, self.server_state, self._guard, self._unfinished)
+                    self._unfinished.add(protocol)
+                    self._begin(self._shake_hands(connection, protocol))
+                else:
+                    connection.close()
+                    found = f"more than {MOST_UNFINISHED} connections that ask nothing"
+                    self._complaints.tell("", RefusedError(503, "unfinished", found, "fewer of them"))
+
+    async def _shake_hands(self, connection: socket.socket, protocol: GuardedProtocol) -> None:
+        try:
+            with contextlib.suppress(OSError):  # no certificate, a foreign one, no TLS, too slow, gone
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: protocol, connection, ssl=self._context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+                )
+        finally:
+            if protocol.transport is None:  # it will never hear of the connection, so not of its end either
+                self._unfinished.discard(protocol)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -521,6 +575,8 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: object = None) -> None:
+        for task in self._tasks:
+            task.cancel()
         self._service.stopping()
         self._hang_up(idle=True)  # a farewell in TLS would wait for the other end's
         await super().shutdown()
@@ -559,3 +615,20 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
         threading.Thread(target=wait, daemon=True, name="supervisor-watch").start()
+
+
+async def _listen(host: str, port: int) -> list[socket.socket]:
+    """Return sockets that listen at all addresses of a host. Raises DeployError if that cannot be."""
+    found: list[socket.socket] = []
+    try:
+        infos = await asyncio.get_running_loop().getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        for family, address in dict.fromkeys((info[0], info[4]) for info in infos):
+            found.append(socket.create_server(address, family=family, backlog=BACKLOG))
+            found[-1].setblocking(False)
+    except OSError as error:
+        for one in found:
+            one.close()
+        raise DeployError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
+    return found

@@ -27,7 +27,8 @@ def hold(path: Path, patience: float = 0.0) -> IO[bytes] | None:
     """
     deadline = time.monotonic() + patience
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
+    # Nobody else may read it, since who can read a file can lock it.
+    file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
     while True:
         try:
             _lock(file)

@@ -1,7 +1,10 @@
 """Logs of processes in files of bounded size."""
 
 import contextlib
+import os
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -58,3 +61,30 @@ def copy_to_log(source: IO[bytes], path: Path, most: int) -> threading.Thread:
     thread = threading.Thread(target=copy, daemon=True, name=f"log-{path.stem}")
     thread.start()
     return thread
+
+
+@contextlib.contextmanager
+def own_output_in(path: str, most: int) -> Iterator[None]:
+    """Have all that this process itself writes go to a log of at most a number of bytes; an empty path: as it is.
+
+    What it writes afterwards, such as why it ends, goes to the newest file of that log.
+    """
+    if not path:
+        yield
+        return
+    reader, writer = os.pipe()
+    _put_output(writer)
+    copying = copy_to_log(os.fdopen(reader, "rb"), Path(path), most)
+    try:
+        yield
+    finally:
+        _put_output(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        copying.join(5.0)
+
+
+def _put_output(descriptor: int) -> None:
+    """Have standard output and error go to what a descriptor is open for; the descriptor itself is closed."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        stream.flush()
+        os.dup2(descriptor, number)
+    os.close(descriptor)

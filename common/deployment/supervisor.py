@@ -18,17 +18,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.deployment.logs import copy_to_log
+from common.deployment.lock import hold
+from common.deployment.logs import copy_to_log, own_output_in
 from common.errors import DeployError, FedreptileError
 from common.paths import write_atomically
 
 log = logging.getLogger("fedreptile.supervisor")
 
-STATE, STOP = "processes.json", "stop"
+STATE, STOP, LOCK = "processes.json", "stop", "lock"
+LOCK_SECONDS = 3.0
+"""Time for a supervisor that has ended its parts to end itself."""
 LOOK_SECONDS = 0.1
 READY_SECONDS = 120.0
 """Time that a process has to get ready before it is ended and started again."""
 END_SECONDS = 15.0
+STOP_SECONDS = 6 * END_SECONDS
+"""Time that a supervisor has to end all its parts."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a process that died is started again; doubled each time."""
 CALM_SECONDS = 60.0
@@ -44,6 +49,16 @@ FLOWER = {
 
 SUPERVISED = "FEDREPTILE_SUPERVISED"
 """Environment variable of the processes of a supervisor."""
+DETACHED = "FEDREPTILE_DETACHED"
+"""Environment variable of a supervisor that is to keep its own output in a log: the path of that."""
+BARE = frozenset(
+    {
+        *("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "LD_LIBRARY_PATH", "PYTHONPATH"),
+        *("HOME", "USER", "LOGNAME"),
+        *("SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "COMSPEC", "PATHEXT", "USERPROFILE", "LOCALAPPDATA", "APPDATA"),
+    }
+)
+"""What parts that are ``bare`` get of the supervisor's environment, beside what begins with ``LC_``."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,8 @@ class Part:
     words: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     """Beside the supervisor's own environment."""
+    bare: bool = False
+    """Whether it gets no more of the supervisor's environment than what is in ``BARE``: no proxy, no secret."""
     user: str = ""
     """Whose process it is; empty: the supervisor's own. Another one needs root."""
     ready: Callable[[], bool] = lambda: True
@@ -119,6 +136,10 @@ class Supervisor:
         Args:
             when_ready: called once, when all parts are ready for the first time.
         """
+        with own_output_in(os.environ.pop(DETACHED, ""), self._log_bytes):
+            self._run(when_ready)
+
+    def _run(self, when_ready: Callable[[], None]) -> None:
         (self._run_folder / STOP).unlink(missing_ok=True)
         told, chores_at = False, 0.0
         try:
@@ -201,7 +222,7 @@ class Supervisor:
         try:
             process = subprocess.Popen(
                 list(part.words),
-                env={**os.environ, **FLOWER, SUPERVISED: "1", "PATH": _path(), **part.environment},
+                env=environment_of(part),
                 cwd=self._run_folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -261,6 +282,31 @@ def _path() -> str:
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
+def environment_of(part: Part) -> dict[str, str]:
+    """Return the environment of a part: the supervisor's or a little of it, Flower's constants, the part's own.
+
+    A user's process has that user's home and name.
+
+    Raises:
+        DeployError: if the user does not exist.
+    """
+    own = {key: value for key, value in os.environ.items() if not part.bare or key in BARE or key.startswith("LC_")}
+    if part.user and os.name == "posix":
+        entry = _entry(part.user)
+        own |= {"HOME": entry.pw_dir, "USER": entry.pw_name, "LOGNAME": entry.pw_name}
+    return {**own, **FLOWER, SUPERVISED: "1", "PATH": _path(), **part.environment}
+
+
+def _entry(name: str) -> Any:
+    """Return what the system knows of a user. Raises DeployError if there is none of that name."""
+    import pwd  # not on Windows
+
+    try:
+        return pwd.getpwnam(name)
+    except KeyError as error:
+        raise DeployError(f"there is no user {name!r} on this machine; make it, or leave it empty") from error
+
+
 def as_user(name: str) -> dict[str, Any]:
     """Return the arguments with which ``subprocess`` starts a process as another user, with that user's groups only.
 
@@ -271,12 +317,7 @@ def as_user(name: str) -> dict[str, Any]:
         return {}
     if os.name != "posix":
         raise DeployError(f"processes of another user ({name}) are not possible on this system; leave the user empty")
-    import pwd  # not on Windows
-
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError as error:
-        raise DeployError(f"there is no user {name!r} on this machine; make it, or leave it empty") from error
+    entry = _entry(name)
     if os.geteuid() != 0 and entry.pw_uid != os.geteuid():
         raise DeployError(f"only root can start processes as {name!r}; start this as root, or leave the user empty")
     if entry.pw_uid == os.geteuid():
@@ -327,14 +368,22 @@ def _alive(entry: Mapping[str, Any]) -> bool:
     return True
 
 
-def end_leftovers(run: Path) -> list[str]:
-    """End the processes of a supervisor that was killed; return their names.
+@contextlib.contextmanager
+def alone_in(run: Path) -> Iterator[list[str]]:
+    """Be a folder's only supervisor; give the names of those processes of a killed one that were ended.
 
     Raises:
-        DeployError: if that supervisor is alive.
+        DeployError: if another one is there, or just starting.
     """
-    if read_state(run) is not None:
-        raise DeployError(f"it is running already ({run / STATE}); stop it with 'down'")
+    file = hold(run / LOCK, LOCK_SECONDS) if read_state(run) is None else None
+    if file is None:
+        raise DeployError(f"it is running already ({run / LOCK} is held); stop it with 'down'")
+    with file:
+        yield _end_leftovers(run)
+
+
+def _end_leftovers(run: Path) -> list[str]:
+    """End the processes of a supervisor that was killed; return their names."""
     try:
         parts = json.loads((run / STATE).read_text(encoding="utf-8"))["parts"]
     except (OSError, ValueError, KeyError):
@@ -348,7 +397,7 @@ def end_leftovers(run: Path) -> list[str]:
     return ended
 
 
-def ask_to_stop(run: Path, patience: float = 6 * END_SECONDS) -> bool:
+def ask_to_stop(run: Path, patience: float = STOP_SECONDS) -> bool:
     """Ask the supervisor of a folder to stop and wait until it has. Returns False if none was running.
 
     Raises:

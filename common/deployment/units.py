@@ -3,8 +3,11 @@
 import sys
 from pathlib import Path
 
+from common.deployment.supervisor import STOP_SECONDS
 from common.errors import DeployError
 
+SPARE_SECONDS = 10.0
+"""Time beyond that which 'down' takes at most, before systemd kills what is left."""
 UNIT = """\
 [Unit]
 Description=fedreptile {kind} {name}
@@ -20,7 +23,8 @@ EnvironmentFile=-{home}/environment
 Restart=always
 RestartSec=5
 KillMode=control-group
-TimeoutStopSec=60
+TimeoutStopSec={stop_seconds:.0f}
+LimitNOFILE=65536
 UMask=0022
 NoNewPrivileges=yes
 ProtectSystem=strict
@@ -43,7 +47,7 @@ def unit(kind: str, name: str, home: Path, user: str, *, writable: tuple[Path, .
     Args:
         kind: 'server' or 'site'.
         user: whose processes they are; 'root' for a site whose parts belong to several users.
-        writable: folders beside ``home`` that it writes to, such as a cache.
+        writable: folders beside ``home`` that it writes to, such as a cache; they need not be there.
         gpu: leave the machine's devices visible.
 
     Raises:
@@ -59,6 +63,7 @@ def unit(kind: str, name: str, home: Path, user: str, *, writable: tuple[Path, .
         python=sys.executable,
         module={"server": "server.cli", "site": "client.cli"}[kind],
         home=home,
-        writable=" ".join(map(str, (home, *writable))),
+        stop_seconds=STOP_SECONDS + SPARE_SECONDS,
+        writable=" ".join([str(home), *(f"-{path}" for path in writable)]),
         private_devices="no" if gpu else "yes",
     )

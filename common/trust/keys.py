@@ -9,7 +9,7 @@ import getpass
 import os
 import stat
 import sys
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
-    load_pem_public_key,
     load_ssh_private_key,
     load_ssh_public_key,
 )
@@ -184,17 +183,6 @@ def node_public_key(text: str) -> ec.EllipticCurvePublicKey:
 def header_of(key: ec.EllipticCurvePublicKey) -> str:
     """Return a node's public key as Flower sends it in a header, and as the registry keeps it: base64 of PEM bytes."""
     return b64encode(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).decode()
-
-
-def key_of_header(text: str) -> ec.EllipticCurvePublicKey:
-    """Return the node's public key of a header: the inverse of ``header_of``. Raises TrustError if it is none."""
-    try:
-        key = load_pem_public_key(b64decode(text, validate=True))
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise TrustError(f"the node's public key cannot be read: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise TrustError("the node's public key is not an EC key")
-    return key
 
 
 def hex_of(key: Ed25519PublicKey) -> str:

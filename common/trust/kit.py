@@ -5,6 +5,7 @@ whose kit it is a person decides once, by the fingerprint. Torch-free.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,6 +56,9 @@ KEYS = frozenset(
     }
 )
 
+ROOT = "releases_root"
+"""A key that kits of a federation without releases do not have."""
+
 
 @dataclass(frozen=True)
 class Kit:
@@ -81,6 +85,8 @@ class Kit:
     """ISO 8601, UTC."""
     expires: str
     """When the site's certificate ends: ISO 8601, UTC."""
+    releases_root: str = ""
+    """The root of the federation's releases, as TUF's root.json; empty: it makes none."""
 
     @property
     def server_key(self) -> Ed25519PublicKey:
@@ -107,6 +113,8 @@ def encode_kit(kit: Kit, key: Ed25519PrivateKey) -> bytes:
     if hex_of(key.public_key()) != kit.server_signing_key:
         raise TrustError("the kit names another signing key than the one that is to sign it")
     body = {**vars(kit), "fabs": list(kit.fabs), "settings": dict(kit.settings), "versions": dict(kit.versions)}
+    if not kit.releases_root:
+        del body[ROOT]
     data = encoded(FORMAT, body, {SIGNER: key.sign(signed_bytes(FORMAT, body))})
     if len(data) > MOST_BYTES:
         raise TrustError(
@@ -134,6 +142,17 @@ def fingerprint_of(roots_pem: str, authority_pem: str, server_signing_key: str) 
     return grouped(digest.hexdigest())
 
 
+def root_version(text: str) -> int:
+    """Return the version of the root of releases that stands in a kit. Raises TrustError if it is no root."""
+    try:
+        signed = json.loads(text)["signed"]
+        if signed["_type"] != "root" or type(signed["version"]) is not int:
+            raise ValueError("it is another file")
+        return int(signed["version"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TrustError(f"the kit's root of releases cannot be read: {error}; ask for the kit again") from error
+
+
 def own_versions() -> dict[str, str]:
     """Return the versions of this machine that both ends compare: fedreptile, flwr, python."""
     found = {"python": python_version()}
@@ -154,7 +173,7 @@ def check_printable(values: Mapping[str, Any], name: str) -> None:
 
 def _opened(document: Document, name: str) -> Kit:
     body = document.body
-    check_keys(body, KEYS, name)
+    check_keys(body, KEYS | ({ROOT} & body.keys()), name)
     try:
         verify_key(entry(body, "server_signing_key", str, name)).verify(document.signatures[SIGNER], document.signed)
     except InvalidSignature as error:
@@ -162,7 +181,7 @@ def _opened(document: Document, name: str) -> Kit:
             f"{name} was changed after the operator signed it, or was not signed by him; ask for it again"
         ) from error
     kit = Kit(
-        **{key: entry(body, key, str, name) for key in KEYS - {"fabs", "settings", "versions"}},
+        **{key: entry(body, key, str, name) for key in body.keys() - {"fabs", "settings", "versions"}},
         fabs=texts(body, "fabs", name),
         settings=_settings(body, name),
         versions=text_table(body, "versions", name),
@@ -187,6 +206,8 @@ def _check(kit: Kit, name: str) -> None:
     check_printable(kit.versions, name)
     for pem in (kit.roots_pem, kit.authority_pem, kit.certificate_pem):
         parse_certificates(pem.encode(), name)
+    if kit.releases_root:
+        root_version(kit.releases_root)
     for fab in kit.fabs:
         if len(fab) != 64 or fab.strip("0123456789abcdef"):
             raise TrustError(f"{name}: {fab[:80]!r} is not the SHA-256 of an app bundle")

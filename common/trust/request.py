@@ -25,7 +25,6 @@ from common.trust.documents import (
     encoded,
     entry,
     grouped,
-    parse_document,
     read_document,
     signed_bytes,
     text_table,
@@ -96,11 +95,6 @@ def read_request(path: Path) -> Request:
             another kind than needed, or a signature wrong.
     """
     return _opened(read_document(path, "request", FORMAT, SIGNERS), f"request {path}")
-
-
-def parse_request(data: bytes, name: str) -> Request:
-    """Read a request from its bytes, which errors call by a name. Raises TrustError like ``read_request``."""
-    return _opened(parse_document(data, name, FORMAT, SIGNERS), name)
 
 
 def _opened(document: Document, name: str) -> Request:

@@ -30,7 +30,7 @@ class Facts:
     """Identity of the run, the same when it is resumed."""
     round: int
     kind: str
-    """Flower's message type: 'train', 'evaluate', 'query' or 'query.class_table'."""
+    """Flower's message type: 'train', 'evaluate', 'query', 'query.class_table' or 'query.gate'."""
     issued: int = 0
     """Requests: when the server made it, Unix milliseconds by its clock; a site drops what is older than the last."""
     site: str = ""
@@ -40,7 +40,7 @@ class Facts:
     policy: str = ""
     """Answers: digest of the site's policy."""
     ledger: str = ""
-    """Answers: hash of the entry in the site's ledger."""
+    """Answers: stamp of the entry in the site's ledger."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ app = typer.Typer(help="Make a federation; let sites in, renew them, put them ou
 console = Console(soft_wrap=True)
 
 Home = Annotated[
-    Path | None, typer.Option(help="The federation's folder [default: $FEDREPTILE_FEDERATION, ./federation].")
+    Path | None,
+    typer.Option(help="The federation's folder; otherwise $FEDREPTILE_FEDERATION, otherwise ./federation."),
 ]
 File = Path | None
 
@@ -63,6 +64,7 @@ def new(  # noqa: PLR0913, PLR0917 - each is an option of the command line
     own = Wanted(name, address, listen, settings, server, authority)
     make_federation(home, own, secret, _now())
     console.print(Text(f"federation {name!r} is at {home.path}; keep its keys/ secret and a copy of them safe"))
+    console.print(Text(f"move {home.releases / 'keys' / 'root.key'} to where no network reaches it; see 'release'"))
     console.print(Text(f"fingerprint, for sites to compare: {federation_fingerprint(home, secret)}"))
     console.print(
         Text("next: have each site send its request.json, then 'fedreptile-server enrol approve request.json'")
@@ -73,7 +75,7 @@ def new(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 def approve_site(
     request: Annotated[Path, typer.Argument(help="The request.json that a site sent.")],
     home: Home = None,
-    out: Annotated[File, typer.Option(help="Where to write the kit [default: NAME-kit.json].")] = None,
+    out: Annotated[File, typer.Option(help="Where to write the kit; otherwise NAME-kit.json.")] = None,
     labels: Annotated[list[str], typer.Option("--label", help="A word to tell sites apart; may be repeated.")] = [],  # noqa: B006 - typer copies it
     days: Annotated[float, typer.Option(min=0.01, max=3652, help="Days that the certificate is good for.")] = SITE_DAYS,
     certificate: Annotated[File, typer.Option(help="Certificate issued elsewhere, from the request's 'csr'.")] = None,

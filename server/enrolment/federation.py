@@ -39,6 +39,7 @@ from common.trust.kit import fingerprint_of
 from common.trust.names import checked_name, split_address
 from server.enrolment.registry import Registry, write_registry
 from server.home import FederationHome
+from server.releases.publishing import make_releases
 
 SERVER_DAYS = 365
 OWN_TO_THE_SERVER = ("run.dir", "data.sites")
@@ -104,6 +105,7 @@ def make_federation(home: FederationHome, wanted: Wanted, passphrase: str | None
         _write_key(made.signing_key, private_pem(new_signing_key(), passphrase))
         write_loopback(made.loopback, now)
         write_registry(made.registry_file, Registry())
+        make_releases(made, passphrase, now)
 
 
 def renew_server(home: FederationHome, passphrase: str | None, now: datetime, days: float = SERVER_DAYS) -> datetime:

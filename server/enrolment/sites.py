@@ -24,6 +24,7 @@ from server.enrolment.federation import agreed_settings, read_authority
 from server.enrolment.nodes import register_node, unregister_node
 from server.enrolment.registry import Enrolled, Registry, read_registry, update_registry
 from server.home import FederationHome
+from server.releases.repository import Repository
 
 SITE_DAYS = 365.0
 
@@ -87,6 +88,7 @@ def approve(home: FederationHome, approval: Approval, passphrase: str | None, no
     Raises:
         TrustError: if the request may not be approved, the certificate cannot be used, or keys cannot be read.
         SettingsError: if federation.toml or the settings cannot be used.
+        ReleaseError: if the repository of releases cannot be read.
     """
     request = approval.request
     is_renewal(read_registry(home.registry_file), request)
@@ -194,4 +196,5 @@ def _kit(
         versions=own_versions(),
         issued=now.isoformat(timespec="seconds"),
         expires=certificate.not_valid_after_utc.isoformat(timespec="seconds"),
+        releases_root=Repository(home).root_text() if home.repository.is_dir() else "",
     )

@@ -1,6 +1,7 @@
 """``python -P -m server.gateway --home HOME --upstream 127.0.0.1:PORT``: the process that sites reach."""
 
 import argparse
+import contextlib
 import logging
 import ssl
 import sys
@@ -28,12 +29,23 @@ def main() -> int:
     words.add_argument("--upstream", required=True, help="host:port of loopback where the SuperLink listens")
     given = words.parse_args()
     show_log()
+    allow_files()
     try:
         server_of(FederationHome.of(given.home), given.upstream).run_until_told()
     except FedreptileError as error:
         log.error("the gateway cannot run: %s", error)
         return 1
     return 0
+
+
+def allow_files() -> None:
+    """Let this process have as many open files, connections among them, as the system allows it."""
+    if sys.platform != "win32":
+        import resource  # not on Windows
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):  # some systems say that there is no limit, and have one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def server_of(home: FederationHome, upstream: str) -> Server:

@@ -48,6 +48,10 @@ class Connections(Guard):
         if not self._open[connection.name]:
             del self._open[connection.name]
 
+    def refuses(self, connection: Caller) -> bool:
+        """Those that are too many are told so; but only so many of them."""
+        return self._open[connection.name] > 2 * self._most or self._open.total() > 2 * MOST_CONNECTIONS
+
     def slow(self, connection: Caller) -> None:
         self._slow[connection.name] += 1
 

@@ -19,6 +19,7 @@ from common.deployment.forward import (
     HEALTH,
     LARGEST_HEADER,
     PASSED,
+    RELEASES,
     ROUTES,
     VERSION_HEADER,
     Budget,
@@ -35,12 +36,12 @@ from common.deployment.forward import (
 from server.enrolment.registry import Enrolled, Registry
 from server.gateway.admission import Caller, Connections, Sites, admit, check_node, check_version, shown_version
 from server.gateway.limits import Limits
-from server.gateway.seen import STRANGERS, Book, Seen
+from server.gateway.releases import PART, opened
+from server.gateway.seen import SEEN, STRANGERS, Book, Seen
 from server.home import FederationConfig, FederationHome
 
 log = logging.getLogger("fedreptile.gateway")
 
-SEEN = "seen.json"
 BODIES_AT_ONCE = 4
 """So many bodies of the largest size are held in memory at once, one of each site; further ones wait."""
 ANSWERED = ("content-type", "content-length", "flwr-version-incompatibility-message")
@@ -62,6 +63,7 @@ class Gateway:
         self._sites = Sites(home.registry_file)
         self._limits = Limits(config.requests_a_second, config.megabytes_a_second * 1e6)
         self._budget, self._budgets = Budget(BODIES_AT_ONCE * self._largest), dict[str, Budget]()
+        self._repository = home.repository
         self._file = home.run / SEEN
         self._state = StateFile(self._file)
         self._book = Book(self._before())
@@ -106,6 +108,9 @@ class Gateway:
             self._limits.check(name, 0)
             await self._health(request, name, headers)
             return
+        if path.startswith(RELEASES):
+            await self._release(request, name, path)
+            return
         check_node(headers, name, site, registry)
         check_version(headers)
         most = ROUTES[path] or self._largest
@@ -149,6 +154,28 @@ class Gateway:
             request.scope["state"]["abort"]()  # it is begun and cannot be taken back; an end that is missing is noticed
         finally:
             await found.aclose()
+
+    async def _release(self, request: "_Request", name: str, path: str) -> None:
+        """Answer with a file of the repository. That there is none is no refusal: sites look for the next root so."""
+        found = opened(self._repository, path)
+        if found is None:
+            self._limits.check(name, 0)
+            await answer(request.send, 404, b"", self._own)
+            return
+        file, size = found
+        with file:
+            self._limits.check(name, size)
+            headers = {"content-type": "application/octet-stream", "content-length": str(size)}
+            await request.start(200, {**headers, **self._own})
+            while size:
+                part = await asyncio.to_thread(file.read, min(size, PART))
+                if not part:
+                    request.scope["state"]["abort"]()
+                    return
+                size -= len(part)
+                self._book.of(name).bytes_out += len(part)
+                async with asyncio.timeout(self.connections.patience):
+                    await request.send({"type": "http.response.body", "body": part, "more_body": bool(size)})
 
     async def _health(self, request: "_Request", name: str, headers: Mapping[str, str]) -> None:
         try:

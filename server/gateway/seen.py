@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+SEEN = "seen.json"
+"""In the folder of what only matters while the server runs."""
 STRANGERS = ""
 """Under this name stands what was refused and is of no known site."""
 

@@ -106,6 +106,8 @@ def superlink_address(home: FederationHome) -> str:
             raise ValueError(f"its address is {address!r}; it must be 127.0.0.1:PORT")
     except FileNotFoundError as error:
         raise NotUpError(f"the server of {home.path} does not run; start it with 'fedreptile-server up'") from error
+    except PermissionError as error:
+        raise DeployError(f"{path} is another user's; give the command as the user whose server it is") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeployError(f"{path} cannot be read: {error}; start the server again") from error
     return address

@@ -1,15 +1,17 @@
 """Runs that the operator wants, each in a folder of its own: what was asked for, how far it is, how it ended."""
 
+import contextlib
 import datetime
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.deployment.lock import hold
-from common.errors import DeployError
+from common.errors import DeployError, RoundError
 from common.paths import write_atomically
 from common.settings import Settings, Value, flatten
 from common.trust.names import checked_name
@@ -26,6 +28,22 @@ LOCK, ATTEMPT = "lock", "attempt.json"
 """Held while a process works on the run; which of Flower's runs held it last."""
 WANTED, RUNNING, FINISHED, FAILED, STOPPED = "wanted", "running", "finished", "failed", "stopped"
 ACTIVE = frozenset({WANTED, RUNNING})
+MAY_CHANGE = frozenset(
+    {
+        "run.dir",
+        "run.resume",
+        "run.checkpoint-seconds",
+        "data.sites",
+        "outer.deadline",
+        "outer.join-sites",
+        "outer.join-deadline",
+    }
+)
+"""Settings that may differ when a run is resumed: they do not change what is computed."""
+
+
+class HeldError(RoundError):
+    """Another process works on the run. It may be possible later."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +68,53 @@ class RunRecord:
 def ask_for_run(home: FederationHome, name: str, settings: Settings) -> RunRecord:
     """Put a run in the queue. One of the same name that has ended is taken up again where it stood.
 
+    Root may ask too: what is written is then of the user whose folder it is.
+
     Raises:
-        DeployError: if it is under way, or its folder holds a run with other settings.
+        DeployError: if it is under way, or its folder holds rounds of a run with other settings.
     """
     folder = home.runs / checked_name(name, "run")
     values = {**flatten(settings), "run.dir": str(folder)}
     found = read_run(folder) if (folder / RECORD).exists() else None
     if found and found.state in ACTIVE:
         raise DeployError(f"run {name!r} is {found.state} already; see 'fedreptile-server status'")
+    if found and read_journal(folder):
+        _check_settings(found, values)
     asked = datetime.datetime.now(datetime.UTC).isoformat()
     record = RunRecord(name, values, asked)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / STOP).unlink(missing_ok=True)
-    write_run(home, record)
+    with as_owner_of(home.runs if home.runs.exists() else home.path):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STOP).unlink(missing_ok=True)
+        write_run(home, record)
     return record
+
+
+def _check_settings(found: RunRecord, values: Mapping[str, Value]) -> None:
+    then = {**flatten(Settings()), **found.settings}
+    changed = [key for key, value in values.items() if then[key] != value and key not in MAY_CHANGE]
+    if changed:
+        key = changed[0]
+        raise DeployError(
+            f"run {found.name!r} has rounds with other settings ({key} = {then[key]!r}, now {values[key]!r}"
+            f"{', and more' if len(changed) > 1 else ''}); choose another --name, or the same settings to go on"
+        )
+
+
+@contextlib.contextmanager
+def as_owner_of(folder: Path) -> Iterator[None]:
+    """Be the user whose folder it is, if this process is root's: what root leaves there the owner could not change."""
+    owner = folder.stat()
+    if os.name != "posix" or os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group = os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
 
 
 def ask_to_stop_run(home: FederationHome, name: str) -> None:
@@ -126,15 +177,23 @@ def write_attempt(folder: Path, flower_run: int) -> None:
 
 def has_died(folder: Path, flower_run: int) -> bool:
     """Return whether an attempt was at work and its process is no more. How it ended is noted a moment later."""
+    return last_attempt(folder) == flower_run and not is_held(folder)
+
+
+def last_attempt(folder: Path) -> int:
+    """Return which attempt was the last to work on a run; 0 if none was."""
     try:
-        if json.loads((folder / ATTEMPT).read_text(encoding="utf-8"))["flower-run"] != flower_run:
-            return False
-    except (OSError, ValueError, KeyError):
-        return False
+        return int(json.loads((folder / ATTEMPT).read_text(encoding="utf-8"))["flower-run"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def is_held(folder: Path) -> bool:
+    """Return whether a process works on a run."""
     file = hold(folder / LOCK)
     if file is not None:
         file.close()
-    return file is not None
+    return file is None
 
 
 def read_journal(run: Path) -> list[dict[str, Any]]:

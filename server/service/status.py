@@ -1,9 +1,7 @@
 """How a federation stands: its processes, its sites, its runs."""
 
 import datetime
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,13 +10,13 @@ from rich.text import Text
 
 from common.deployment.supervisor import read_state
 from common.errors import DeployError
+from common.paths import read_table
 from common.trust.certificates import days_left, expiry_warning
 from server.enrolment.registry import read_registry
+from server.gateway.seen import SEEN
 from server.home import FederationHome
 from server.service.control import Node, control
 from server.service.runs import SITES, RunRecord, all_runs, read_journal
-
-SEEN = "seen.json"
 
 
 def federation_status(home: FederationHome, now: datetime.datetime) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def federation_status(home: FederationHome, now: datetime.datetime) -> dict[str,
         SettingsError, TrustError: if the folder is not a federation's.
     """
     config, state = home.config(), read_state(home.run)
-    registry, seen, said = read_registry(home.registry_file), _json(home.run / SEEN), _introductions(home)
+    registry, seen, said = read_registry(home.registry_file), read_table(home.run / SEEN), introductions(home)
     nodes = _nodes(home)
     sites = []
     for name, site in sorted(registry.sites.items()):
@@ -40,6 +38,8 @@ def federation_status(home: FederationHome, now: datetime.datetime) -> dict[str,
                 "last-seen": met.get("last-seen"),
                 "version": met.get("version", ""),
                 "device": said.get(name, {}).get("device", ""),
+                "release": said.get(name, {}).get("release", 0),
+                "wishes": said.get(name, {}).get("wishes", {}),
                 "classes": len(said.get(name, {}).get("classes", {})) or None,
                 "labels": list(site.labels),
                 "certificate-days": _days(site.expires, now),
@@ -68,7 +68,19 @@ def print_status(status: Mapping[str, Any], console: Console, now: datetime.date
             state = "ready" if part["ready"] else "starting" if part["pid"] else "waiting to start again"
             table.add_row(name, state, str(part["pid"] or ""), str(part["starts"]))
         console.print(table)
-    table = _table("Sites", "site", "online", "last seen", "version", "device", "classes", "certificate", "refused")
+    table = _table(
+        "Sites",
+        "site",
+        "online",
+        "last seen",
+        "version",
+        "device",
+        "classes",
+        "release",
+        "wishes",
+        "certificate",
+        "refused",
+    )
     for site in status["sites"]:
         days = site["certificate-days"]
         table.add_row(
@@ -78,6 +90,8 @@ def print_status(status: Mapping[str, Any], console: Console, now: datetime.date
             Text(site["version"]),
             Text(site["device"]),
             str(site["classes"] or ""),
+            str(site["release"] or ""),
+            Text(_counts(site["wishes"])),
             Text(f"{days:.0f} days", style="red" if days <= 30 else ""),
             _counts(site["refused"]),
         )
@@ -129,25 +143,17 @@ def _nodes(home: FederationHome) -> dict[int, Node]:
         return {}
 
 
-def _introductions(home: FederationHome) -> dict[str, Any]:
+def introductions(home: FederationHome) -> dict[str, Any]:
     """Return what sites said about themselves, the newest run's word last."""
     found: dict[str, Any] = {}
     for record in all_runs(home):
-        found |= _json(home.runs / record.name / SITES)
+        found |= read_table(home.runs / record.name / SITES)
     return found
 
 
 def _warnings(home: FederationHome) -> list[str]:
     files = [path for path in (home.tls_certificate, home.authority) if path.exists()]
     return [warning for path in files if days_left(path) <= 30 and (warning := expiry_warning(path))]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except (OSError, ValueError):
-        return {}
 
 
 def _days(expires: str, now: datetime.datetime) -> float:

@@ -14,7 +14,7 @@ from common.errors import DeployError, FedreptileError
 from common.log import show_log
 from server.enrolment.bundle import fab_of_installation
 from server.home import FederationHome
-from server.service.control import Control, control
+from server.service.control import Control, RunStatus, control
 from server.service.runs import (
     ACTIVE,
     FAILED,
@@ -26,6 +26,8 @@ from server.service.runs import (
     RunRecord,
     all_runs,
     has_died,
+    is_held,
+    last_attempt,
     read_journal,
     read_outcome,
     update_run,
@@ -68,15 +70,36 @@ def look_after(home: FederationHome, superlink: Control, fab: bytes, fab_hash: s
         return
     folder = home.runs / record.name
     if (folder / STOP).exists():
-        if record.flower_run and superlink.run_status(record.flower_run).status not in ("finished", "unknown"):
+        if record.flower_run and not _is_over(superlink.run_status(record.flower_run)):
             superlink.stop_run(record.flower_run)
         update_run(home, record, state=STOPPED, reason="stopped by the operator")
         (folder / STOP).unlink()
         log.info("run %s is stopped", record.name)
-    elif record.state == WANTED:
+        return
+    record = _adopted(home, record, superlink)
+    if record.state == WANTED:
         _start(home, record, superlink, fab, fab_hash)
     else:
         _follow(home, record, superlink)
+
+
+def _adopted(home: FederationHome, record: RunRecord, superlink: Control) -> RunRecord:
+    """Have a record name the attempt that works on the run, if it is another one that Flower has not given up.
+
+    An earlier steward may have died when it had started one and not noted it yet.
+    """
+    folder = home.runs / record.name
+    attempt = last_attempt(folder)
+    if attempt in (0, record.flower_run) or not is_held(folder) or _is_over(superlink.run_status(attempt)):
+        return record
+    if record.flower_run and not _is_over(superlink.run_status(record.flower_run)):
+        superlink.stop_run(record.flower_run)
+    log.warning("run %s is at work as Flower's run %d, which is followed", record.name, attempt)
+    return update_run(home, record, state=RUNNING, flower_run=attempt)
+
+
+def _is_over(status: RunStatus) -> bool:
+    return status.status in ("finished", "unknown")
 
 
 def _wait(home: FederationHome) -> None:
@@ -108,7 +131,7 @@ def _start(home: FederationHome, record: RunRecord, superlink: Control, fab: byt
 
 def _follow(home: FederationHome, record: RunRecord, superlink: Control) -> None:
     status = superlink.run_status(record.flower_run)
-    if status.status not in ("finished", "unknown") and not _is_lost(home.runs / record.name, record.flower_run):
+    if not _is_over(status) and not _is_lost(home.runs / record.name, record.flower_run):
         return
     error = read_outcome(home.runs / record.name, record.flower_run)
     if error == "":
@@ -118,7 +141,7 @@ def _follow(home: FederationHome, record: RunRecord, superlink: Control) -> None
         update_run(home, record, state=FAILED, reason=error)
         log.error("run %s failed: %s", record.name, error)
     else:
-        if status.status not in ("finished", "unknown"):
+        if not _is_over(status):
             superlink.stop_run(record.flower_run)
         log.warning("run %s was lost (%s %s %s)", record.name, status.status, status.sub_status, status.details)
         update_run(home, record, state=WANTED)

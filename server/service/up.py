@@ -10,15 +10,16 @@ from collections.abc import Callable
 
 from common.deployment.disk import keep_newest
 from common.deployment.ports import free_port
-from common.deployment.supervisor import Part, Supervisor, end_leftovers, module, script
+from common.deployment.supervisor import Part, Supervisor, alone_in, module, script
 from common.errors import FedreptileError
 from common.paths import write_atomically
 from common.trust.certificates import expiry_warning
 from common.trust.keys import VARIABLE as PASSPHRASE
-from common.trust.keys import passphrase_for
+from common.trust.keys import passphrase_for, passphrase_from_environment
 from common.trust.names import split_address
 from server.enrolment.nodes import register_missing
 from server.home import VARIABLE, FederationConfig, FederationHome
+from server.releases.repository import renew
 from server.service.control import ADDRESS_FILE, is_healthy
 from server.service.runs import ACTIVE, all_runs
 
@@ -41,10 +42,15 @@ def run_server(home: FederationHome, when_ready: Callable[[str], None] = lambda 
     """
     config = home.config()
     split_address(config.listen)
+    with alone_in(home.run) as ended:
+        if ended:
+            log.warning("ended what an earlier server left behind: %s", ", ".join(ended))
+        _run(home, config, when_ready)
+
+
+def _run(home: FederationHome, config: FederationConfig, when_ready: Callable[[str], None]) -> None:
     if passphrase := passphrase_for(home.signing_key, home.tls_key):
         os.environ[PASSPHRASE] = passphrase
-    if ended := end_leftovers(home.run):
-        log.warning("ended what an earlier server left behind: %s", ", ".join(ended))
     for folder in (home.run, home.logs, home.flower, home.runs):
         folder.mkdir(parents=True, exist_ok=True)
     for folder in (home.run, home.flower, home.runs, home.logs):
@@ -106,6 +112,10 @@ def parts_of(home: FederationHome, config: FederationConfig, address: str) -> li
 def _link_is_up(home: FederationHome, address: str) -> None:
     """Say where the SuperLink is, and have it know all sites: those approved while it was down, or all of a new one."""
     write_atomically(home.run / ADDRESS_FILE, json.dumps({"address": address}).encode(), 0o600)
+    _register_missing(home)
+
+
+def _register_missing(home: FederationHome) -> None:
     try:
         if names := register_missing(home):
             log.info("registered %s", ", ".join(names))
@@ -125,13 +135,18 @@ def _answers(listen: str) -> bool:
 
 
 def look_after(home: FederationHome, config: FederationConfig, supervisor: Supervisor) -> None:
-    """Free disk that Flower would keep for ever; warn of certificates that end soon."""
+    """Have the SuperLink know all sites, if it did not at first; free disk that Flower would keep for ever; warn of
+    certificates that end soon; have the releases' repository go on saying what is newest.
+    """
+    _register_missing(home)
     keep_newest(home.flower / "apps", KEPT_APPS)
     for certificate in (home.tls_certificate, home.authority):
         if certificate.exists() and (warning := expiry_warning(certificate, datetime.datetime.now(datetime.UTC))):
             log.warning("%s", warning)
     if _database_is_full(home, config):
         supervisor.restart("superlink")
+    for warning in renew(home, datetime.datetime.now(datetime.UTC), passphrase_from_environment()):
+        log.warning("%s", warning)
 
 
 def _begin_database_anew(home: FederationHome, config: FederationConfig) -> None:

@@ -51,8 +51,10 @@ class Misbehaviour:
 
 def misbehaving(deployment: Deployment, site: str, **faults: Any) -> Misbehaviour:
     """Have the processes of a site, from its next start, obey what is returned."""
-    found = Misbehaviour(deployment.folder / f"{site}-faults.json")
-    words = ["env", f"PYTHONPATH={HOSTILE}", f"FEDREPTILE_TEST_FAULTS={found.file}"]
+    folder = Path(shutil.copytree(HOSTILE, deployment.folder / f"{site}-hostile"))
+    found = Misbehaviour(folder / "faults.json")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    words = ["env", f"PYTHONPATH={path}"]
     deployment.prefix[site] = [*deployment.prefix.get(site, ()), *words]
     found(**faults)
     return found

@@ -73,7 +73,7 @@ def test_code_from_the_server_reads_neither_data_nor_keys_and_the_site_works(dep
     deployment.folder.chmod(0o755)
     data = digit_folders(deployment.folder / "all") / "line-1"
     deployment.make({**SETTINGS, "outer": {"join-sites": 1, "sites-per-round": 0}})
-    site = deployment.enrol("line-1", data, user=WORKER, relay_user=RELAY, app_user=CODE, cache="off")
+    site = deployment.enrol("line-1", data, user=WORKER, relay_user=RELAY, app_user=CODE)
     for path in (data, *data.rglob("*")):
         shutil.chown(path, WORKER)
     data.chmod(0o700)
@@ -85,6 +85,8 @@ def test_code_from_the_server_reads_neither_data_nor_keys_and_the_site_works(dep
     with deployment.up():
         deployment.run("good", "--set", "run.rounds=2")
         assert [line["used"] for line in deployment.journal("good")] == [["line-1"]] * 2
+        assert {path.owner() for path in (site.cache, *site.cache.iterdir())} == {WORKER}
+        assert any(site.cache.iterdir()), "the worker keeps what it has decoded"
 
         report = public / "report.json"
         paths = [
@@ -94,6 +96,7 @@ def test_code_from_the_server_reads_neither_data_nor_keys_and_the_site_works(dep
             site.node_key,
             site.outbox,
             site.ledger,
+            site.cache,
             site.path / "loopback" / "tls.key",
         ]
         write = [

@@ -216,6 +216,24 @@ def test_a_full_ledger_takes_no_content_and_says_so_but_has_room_for_the_error(t
     assert verify(tmp_path).broken is None
 
 
+def test_a_full_ledger_goes_on_when_old_files_are_moved_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FILE_BYTES", 1000)
+    with Ledger(tmp_path / "ledger", most_bytes=4000) as ledger:
+        with pytest.raises(LedgerError, match="is full"):
+            for number in range(20):
+                ledger.append(record(number))
+        oldest, *_, newest = sorted((tmp_path / "ledger").glob("*.jsonl"))
+        oldest.rename(tmp_path / oldest.name)
+        ledger.append(record(99))
+        with pytest.raises(LedgerError, match="is full"):
+            for number in range(20):
+                ledger.append(record(number))
+    found = verify(tmp_path / "ledger")
+    assert found.broken is None and found.first > 1
+    (tmp_path / oldest.name).rename(oldest)
+    assert verify(tmp_path / "ledger").first == 1 and newest.exists()
+
+
 def test_a_disk_that_is_full_leaves_the_ledger_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Ledger(tmp_path) as ledger:
         ledger.append(record())
@@ -304,6 +322,47 @@ def test_the_commands_show_verify_and_export(written: Path, tmp_path: Path, monk
     assert [entry["round"] for entry in found] == list(range(9))
     lines = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 10 and lines[0].startswith("event,run,round,kind,content")
+
+
+def journal_of(folder: Path, to: Path, *more: dict[str, object]) -> Path:
+    """Write a server's journal, which has the stamps of a ledger's entries, and those of another site."""
+    lines = [
+        {"round": entry.round, "ledgers": {"line-1": entry.stamp, "line-2": "ab" * 32}} for entry in entries(folder)
+    ]
+    to.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]), encoding="utf-8")
+    return to
+
+
+def test_a_ledger_that_was_cut_off_is_found_by_the_servers_journal(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.console, "width", 200)
+    ledger, home = copied(written, tmp_path / "site" / "ledger"), str(tmp_path / "site")
+    (tmp_path / "site" / "site.toml").write_text("name = 'line-1'\ndata = '/data'\n", encoding="utf-8")
+    journal = journal_of(ledger, tmp_path / "rounds.jsonl", {"round": 9, "ledgers": {}})
+    with journal.open("a", encoding="utf-8") as file:
+        file.write('{"round": 10, "led')  # copied while the server wrote
+    code, text, _ = run("verify", "--home", home, "--journal", str(journal))
+    assert code == 0 and "9 entries of site 'line-1' have a stamp in " in text and "none is missing here" in text
+
+    kept, cut = sorted(ledger.glob("*.jsonl"))[-2:]
+    gone = len(cut.read_bytes().splitlines()) + 1
+    cut.unlink()
+    kept.write_bytes(b"".join(kept.read_bytes().splitlines(keepends=True)[:-1]))
+    assert run("verify", "--home", home)[0] == 0, "the chain is whole"
+    code, _, error = run("verify", "--home", home, "--journal", str(journal))
+    assert code == 1 and isinstance(error, LedgerError)
+    assert f"for round {9 - gone}, " in str(error) and f"for {gone - 1} more of 9" in str(error)
+
+
+@pytest.mark.parametrize("text", [None, "[]\n", "nothing\n", '{"round": 1}\n', '{"round": 1, "ledgers": 1}\n'])
+def test_what_is_no_journal_is_said_to_be_none(written: Path, tmp_path: Path, text: str | None) -> None:
+    (tmp_path / "site.toml").write_text("name = 'line-1'\ndata = '/data'\n", encoding="utf-8")
+    if text is not None:
+        (tmp_path / "rounds.jsonl").write_text(text, encoding="utf-8")
+    words = ("--home", str(tmp_path), "--folder", str(written), "--journal", str(tmp_path / "rounds.jsonl"))
+    _, _, error = run("verify", *words)
+    assert isinstance(error, LedgerError) and "journal" in str(error)
 
 
 def test_the_commands_say_where_the_ledger_was_changed(written: Path, tmp_path: Path) -> None:

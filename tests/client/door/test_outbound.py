@@ -34,10 +34,12 @@ from common.messages import (
     SCALARS,
     Agreement,
     ClassTable,
+    GateReport,
     Introduction,
     Judged,
     Update,
     decode_class_table,
+    decode_gate_report,
     decode_introduction,
     decode_judged,
     decode_update,
@@ -56,6 +58,7 @@ UPDATE = Update(DELTA, SLOTS, {"num-examples": 15.0, "seconds": 0.25})
 JUDGED = Judged({"accuracy-after": 0.5}, {"dent": (3, 4)})
 TABLE = ClassTable(("dent", "scratch"), (5, 6), SUMS)
 INTRODUCTION = Introduction("line-3", {"dent": 12}, "cpu", {"torch": "2.13"})
+REPORT = GateReport({"num-held-back": 8.0, "ece-champion": 0.1}, {"dent": (4, 3, 4)}, (5, 4))
 
 
 def asked() -> Message:
@@ -128,7 +131,7 @@ PIXELS = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
 
 
 class Impostor:
-    """Not one of the four kinds, though it has their fields."""
+    """Not one of the five kinds, though it has their fields."""
 
     delta, slots, scalars = PIXELS, np.empty(0), {"num-examples": 1.0}
 
@@ -535,12 +538,46 @@ def test_no_other_module_of_the_client_makes_a_message() -> None:
     assert making == {"app.py", "relay/app.py", "relay/door.py"}
 
 
+def test_a_report_to_a_gate_leaves_with_the_figures_that_may() -> None:
+    assert decode_gate_report(leave(REPORT, OPEN, message_of("query.gate")).content) == REPORT
+    few = replace(OPEN, policy=Policy(metrics=MetricsPolicy(("num-*",))))
+    assert decode_gate_report(leave(REPORT, few, asked()).content).scalars == {"num-held-back": 8.0}
+
+
+@pytest.mark.parametrize(
+    "telling",
+    [
+        REPORT,
+        GateReport({}, {}, (1, 0)),
+        GateReport({}, {}, (0, 0), (1, 1)),
+        GateReport({"unknown-champion": 0.5}),
+        GateReport({"num-unknown": 3.0}),
+    ],
+)
+def test_a_report_that_tells_which_classes_a_site_has_does_not_leave_where_names_may_not(telling: GateReport) -> None:
+    with pytest.raises(PolicyRefusal, match=r"classes\.names"):
+        leave(telling, PRIVATE, asked())
+    assert decode_gate_report(leave(GateReport({"num-held-back": 8.0}), PRIVATE, asked()).content).scalars
+
+
+def test_a_report_to_a_gate_holds_no_other_figures() -> None:
+    assert "'accuracy-after' is not one that may leave" in refused(GateReport({"accuracy-after": 0.5}))
+
+
+def test_wishes_name_classes_too() -> None:
+    wishing = Introduction("line-3", {}, "cpu", {}, release=3, refused=2, wishes={"dent": 9})
+    with pytest.raises(PolicyRefusal, match=r"classes\.names"):
+        leave(wishing, PRIVATE, asked())
+    assert decode_introduction(leave(wishing, OPEN, asked()).content) == wishing
+    assert decode_introduction(leave(replace(wishing, wishes={}), PRIVATE, asked()).content).release == 3
+
+
 def test_the_client_app_returns_nothing_but_what_a_door_let_out() -> None:
     functions = functions_of(modules_of_client()["app.py"])
     assert callees_returned(functions["reply"]) == {"Message"} and callees_returned(functions["answer"]) == {"reply"}
     assert first_arguments(functions["answer"], "reply") == {"forward", "work_inside"}
     handlers = [function for function in functions.values() if function.decorator_list]
-    assert {function.name for function in handlers} == {"train", "evaluate", "introduce", "class_table"}
+    assert {function.name for function in handlers} == {"train", "evaluate", "introduce", "class_table", "gate"}
     for function in handlers:
         assert callees_returned(function) == {"answer"}
 

@@ -103,7 +103,7 @@ def test_settings_that_differ_from_the_defaults_are_shown(place: Path) -> None:
     (place / "fed" / "settings.toml").write_text("[inner]\nsteps = 77\n")
     home = begun(place)
     said = show("--home", home.path, *known(approved(home)))
-    assert "inner.steps" in said and "77" in said and "inner.learning-rate" not in said
+    assert "inner.steps" in said and "77" in said and "inner.batch-size" not in said
 
 
 def test_no_private_key_leaves_the_folder(place: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import socketserver
 import ssl
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,18 +15,22 @@ import httpx
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
+from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.constant import FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.primitives.asymmetric import sign_message
 
 from client.door.ledger import LEFT, Ledger, Record
 from client.door.outbound import object_ids
 from client.home import SiteHome
 from client.relay.__main__ import server_of
-from common.deployment.forward import PREFIX
+from common.deployment.forward import PREFIX, VERSION_HEADER
 from common.deployment.ports import free_port
+from common.trust.keys import read_ec_key
 from tests.server.gateway.world import World, serving
 
 NODE, RUN = 7, 11
@@ -48,15 +53,24 @@ class RelayedSite:
 
     def post(self, route: str, body: bytes = b"", **headers: str) -> httpx.Response:
         """Ask as SuperNode does."""
+        signed = self.signed(now().isoformat())
+        return self.send(route, body, signed | {key.replace("_", "-"): value for key, value in headers.items()})
+
+    def send(self, route: str, body: bytes, headers: dict[str, str], patience: float = 30.0) -> httpx.Response:
         context = ssl.create_default_context(cafile=str(self.home.loopback / "ca.crt"))
-        sent = self.world.headers(self.name) | {key.replace("_", "-"): value for key, value in headers.items()}
-        del sent["x-fedreptile-version"]
-        with httpx.Client(verify=context, trust_env=False, timeout=30.0) as client:
-            return client.post(f"https://127.0.0.1:{self.port}{PREFIX}{route}", content=body, headers=sent)
+        with httpx.Client(verify=context, trust_env=False, timeout=patience) as client:
+            return client.post(f"https://127.0.0.1:{self.port}{PREFIX}{route}", content=body, headers=headers)
+
+    def signed(self, time: str, by: str = "") -> dict[str, str]:
+        """Return SuperNode's headers, signed for a time with the key of this site's node or of another's."""
+        key = read_ec_key(self.world.sites[by or self.name].node_key)
+        signature = b64encode(sign_message(key, time.encode())).decode()
+        headers = self.world.headers(self.name) | {TIMESTAMP_HEADER: time, FLEET_HTTP_SIGNATURE_HEADER: signature}
+        return {name: value for name, value in headers.items() if name != VERSION_HEADER}
 
     def state(self) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self.home.run / "relay" / "relay.json").read_bytes())
+            found: dict[str, Any] = json.loads(self.home.relay_state.read_bytes())
             return found
         except OSError:
             return {}

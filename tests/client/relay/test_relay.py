@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import ssl
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from flwr.proto.message_pb2 import Message as MessageProto
 from flwr.proto.message_pb2 import PullObjectRequest, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse, Run
+from flwr.supercore.constant import FLEET_HTTP_SIGNATURE_HEADER
 
 from client.door.ledger import LEFT, Ledger, Record
 from client.enrolment.joining import renew_request
@@ -77,6 +77,7 @@ def site(made: RelayedSite, monkeypatch: pytest.MonkeyPatch) -> RelayedSite:
     monkeypatch.setattr(app, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(app, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(app, "HOLD_SECONDS", 0.4)
+    monkeypatch.setattr(app, "STUCK_SECONDS", float("inf"))  # most tests never answer the messages that they get
     script(made.world.upstream)
     return made
 
@@ -121,10 +122,11 @@ def refused(found: httpx.Response) -> tuple[int, str]:
 
 
 def test_a_request_passes_with_the_version_and_nothing_else_added(site: RelayedSite) -> None:
-    found = site.post("send-node-heartbeat", BEAT, cookie="x", flwr_timestamp="2026-01-01T00:00:00+00:00")
+    headers = site.signed(datetime.now(UTC).isoformat())
+    found = site.post("send-node-heartbeat", BEAT, cookie="x", **headers)
     assert (found.status_code, found.content) == (200, ALIVE)
     (sent,) = site.world.upstream.asked
-    assert sent.body == BEAT and sent.headers["flwr-timestamp"] == "2026-01-01T00:00:00+00:00"
+    assert sent.body == BEAT and headers.items() <= sent.headers.items()
     assert not {"cookie", "user-agent", VERSION_HEADER} & sent.headers.keys()
     wait_until(lambda: site.state().get("connected"))
     seen = site.world.server.run / "seen.json"
@@ -147,6 +149,33 @@ def test_other_paths_do_not_pass(site: RelayedSite, route: str) -> None:
 def test_another_node_does_not_pass(site: RelayedSite) -> None:
     found = site.post("send-node-heartbeat", BEAT, flwr_public_key=site.world.node_keys["south"])
     assert refused(found) == (403, "node") and not site.world.upstream.asked
+
+
+SIGNATURES = {"none": "", "no base64": "AAA", "no signature": "AAAA", "of another time": "", "another's": "south"}
+
+
+@pytest.mark.parametrize("case", SIGNATURES)
+def test_who_knows_only_the_public_key_of_the_node_gets_no_message(site: RelayedSite, case: str) -> None:
+    time, waiting = datetime.now(UTC).isoformat(), delivered(asked(77))
+    site.world.upstream.replies[f"{PREFIX}pull-messages"] = always(waiting)
+    headers = site.signed(time, by=SIGNATURES[case] if case == "another's" else "")
+    if case == "of another time":
+        headers[TIMESTAMP_HEADER] = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    elif case != "another's":
+        headers[FLEET_HTTP_SIGNATURE_HEADER] = SIGNATURES[case]
+    if case == "none":
+        del headers[FLEET_HTTP_SIGNATURE_HEADER]
+    node = site.state().get("node")
+    other = PullMessagesRequest(node=Node(node_id=666)).SerializeToString()
+    assert refused(site.send("pull-messages", other, headers)) == (403, "node")
+    assert not site.world.upstream.asked and site.state().get("node") == node
+
+
+@pytest.mark.parametrize("seconds", [-400, 60])
+def test_what_was_signed_at_another_time_does_not_pass_and_may_be_sent_again(site: RelayedSite, seconds: float) -> None:
+    headers = site.signed((datetime.now(UTC) + timedelta(seconds=seconds)).isoformat())
+    assert refused(site.send("send-node-heartbeat", BEAT, headers)) == (503, "node")
+    assert not site.world.upstream.asked
 
 
 def test_a_node_cannot_be_activated_with_another_key(site: RelayedSite) -> None:
@@ -183,11 +212,14 @@ def test_the_superlinks_401_makes_supernode_start_anew(site: RelayedSite) -> Non
 
 
 @pytest.mark.parametrize(("minutes", "where"), [(10, "ahead of"), (-10, "behind"), (0.2, "ahead of")])
-def test_a_401_because_of_the_clock_does_not_end_supernode(site: RelayedSite, minutes: float, where: str) -> None:
+def test_a_401_because_of_the_clock_does_not_end_supernode(
+    site: RelayedSite, minutes: float, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is the whole machine's: SuperNode signs by it, and the relay looks at it."""
+    monkeypatch.setattr(app, "now", lambda: datetime.now(UTC) + timedelta(minutes=minutes))
     site.world.upstream.replies[f"{PREFIX}get-run"] = lambda _: (401, b"{}")
-    signed = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
-    body = GetRunRequest(node=SELF, run_id=1).SerializeToString()
-    found = site.post("get-run", body, **{TIMESTAMP_HEADER: signed})
+    signed = site.signed((datetime.now(UTC) + timedelta(minutes=minutes)).isoformat())
+    found = site.send("get-run", GetRunRequest(node=SELF, run_id=1).SerializeToString(), signed)
     assert refused(found) == (503, "clock") and where in found.json()["found"]
 
 
@@ -236,17 +268,30 @@ def test_a_message_for_a_supernode_that_has_hung_up_is_kept_for_the_next(site: R
 
     site.world.upstream.replies[f"{PREFIX}pull-messages"] = slow
     with pytest.raises(httpx.ReadTimeout):
-        _post_and_leave(site)
+        site.send("pull-messages", PULL, site.signed(datetime.now(UTC).isoformat()), patience=0.2)
     site.world.upstream.replies[f"{PREFIX}pull-messages"] = lambda _: (200, b"")
     wait_until(lambda: looks)
     assert site.post("pull-messages", PULL).content == delivered(message)
 
 
-def _post_and_leave(site: RelayedSite) -> None:
-    context = ssl.create_default_context(cafile=str(site.home.loopback / "ca.crt"))
-    headers = site.world.headers(site.name)
-    with httpx.Client(verify=context, trust_env=False, timeout=0.2) as client:
-        client.post(f"https://127.0.0.1:{site.port}{PREFIX}pull-messages", content=PULL, headers=headers)
+def test_a_supernode_that_keeps_an_answer_to_itself_is_made_to_start_anew(
+    site: RelayedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.post("activate-node", activation(site))
+    monkeypatch.setattr(app, "STUCK_SECONDS", 0.3)
+    first, second = asked(1), asked(2)
+    for message in (first, second):
+        site.world.upstream.replies[f"{PREFIX}pull-messages"] = always(delivered(message))
+        assert site.post("pull-messages", PULL).status_code == 200
+        site.post("push-messages", pushed(reply_to(message, Error(2, "x"))).SerializeToString())
+    time.sleep(0.4)
+    assert site.post("pull-messages", PULL).status_code == 200, "all was answered, if only with what may not pass"
+    time.sleep(0.4)
+    assert site.post("pull-messages", PULL).status_code == 401
+    assert site.post("pull-messages", PULL).status_code == 200, "once only"
+    site.post("activate-node", activation(site))
+    monkeypatch.setattr(app, "STUCK_SECONDS", 0.0)
+    assert site.post("pull-messages", PULL).status_code == 200, "what its predecessor got is nothing to a new one"
 
 
 def activation(site: RelayedSite) -> bytes:

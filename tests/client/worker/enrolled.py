@@ -9,9 +9,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, Message, RecordDict
@@ -20,11 +21,12 @@ from client.home import SiteHome
 from client.worker.wire import call
 from common.errors import DeployError
 from common.messages import Request, encode_request
+from common.paths import write_atomically
 from common.plan import plan_for
 from common.settings import Settings, flatten
 from common.trust.certificates import as_pem, issue_site, new_authority
 from common.trust.keys import hex_of, new_tls_key, private_pem
-from common.trust.kit import Kit, encode_kit
+from common.trust.kit import Kit, encode_kit, read_kit
 from common.trust.seals import Facts, sealed
 from tests.client.small import context_of, first_request, message_of
 
@@ -44,11 +46,18 @@ class Enrolled:
 
     @property
     def socket(self) -> Path:
-        return self.home.run / "site.sock"
+        return self.home.socket
 
     @property
     def socket_key(self) -> Path:
-        return self.home.run / "socket.key"
+        return self.home.socket_key
+
+    def renew(self, settings: Settings | None = None, **changes: Any) -> None:
+        """Have another kit in the place of the present one, as ``join`` takes it."""
+        self.settings = settings or self.settings
+        key = hex_of(self.server_key.public_key())
+        kit = replace(read_kit(self.home.kit_file), settings=flatten(self.settings), server_signing_key=key, **changes)
+        write_atomically(self.home.kit_file, encode_kit(kit, self.server_key), 0o644)
 
     def policy(self, text: str) -> None:
         self.home.policy_file.write_text(text, encoding="utf-8")
@@ -118,7 +127,7 @@ def enrol(site: Enrolled, data: Path) -> None:
     home, now = site.home, datetime.now(UTC)
     home.config_file.write_text(f"name = 'site-0'\ndata = {json.dumps(str(data))}\ncache = 'off'\n", encoding="utf-8")
     site.policy(f"[code]\nfabs = ['{FAB}']\n")
-    for folder in (home.run, home.signing_key.parent):
+    for folder in (home.run, home.socket.parent, home.signing_key.parent):
         folder.mkdir(mode=0o700)
     site.socket_key.write_bytes(secrets.token_bytes(32))
     home.signing_key.touch(0o600)

@@ -131,6 +131,17 @@ def test_frames_carry_what_was_put_in(site: Enrolled) -> None:
     assert unframe(frame({"op": "message", "x": "é\n"}, content)) == ({"op": "message", "x": "é\n"}, content)
 
 
+def test_a_kit_with_a_larger_network_lets_larger_frames_in(digit_sites: Path) -> None:
+    with enrolled(digit_sites, settings_with()) as site, site.working():
+        before, larger = plan_for(site.settings).agreed, settings_with(model__width=128)
+        site.renew(larger)
+        message = site.asking()
+        assert len(frame({}, message.content)) > (before.params + before.slots) * 8 + serve.ROOM
+        reply = app(message, site.context())
+        assert reply.has_content(), site.log()
+        assert decode_update(unsealed(reply.content), plan_for(larger).agreed).delta.size > 300_000
+
+
 # ------------------------------------------------------------------------------------------------ the ClientApp
 
 
@@ -172,7 +183,7 @@ if len(sys.argv) > 5:
             except OSError:
                 continue
             sys.exit(f"{secret} was opened")
-node = {"site-socket": str(home / "run/site.sock"), "site-socket-key": str(home / "run/socket.key")}
+node = {"site-socket": str(home / "run/worker/site.sock"), "site-socket-key": str(home / "run/worker/site.key")}
 reply = client.app.app(message, Context(1, 7, node, RecordDict(), {}))
 assert "torch" not in sys.modules
 print("answered" if reply.has_content() else reply.error.reason)
@@ -208,8 +219,9 @@ def test_code_from_the_server_can_ask_the_worker_and_reads_neither_data_nor_keys
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
         shut = shim(site, site.asking("train", 1, "run-1"), data, tmp_path, "nobody")
-        site.home.run.chmod(0o750)
-        for path in (site.home.run, site.socket, site.socket_key):
+        site.home.run.chmod(0o711)
+        site.socket.parent.chmod(0o750)
+        for path in (site.socket.parent, site.socket, site.socket_key):
             os.chown(path, -1, 65534)
         site.socket_key.chmod(0o640)
         assert shim(site, site.asking("train", 1, "run-2"), data, tmp_path, "nobody") == "answered\n", site.log()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +13,21 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from typer.testing import CliRunner
 
+from client import site as worker_site
 from client.door import cli
 from client.door.explain import KINDS, explain_site
 from client.door.ledger import entries
 from client.door.outbound import POLICY_ERROR, SITE_ERROR, bytes_of
 from client.door.policy import read_policy
 from client.worker import outbox as kept
-from client.worker.worker import OF_THE_RUN, Worker, fingerprint
+from client.worker.worker import OF_A_CAMPAIGN, OF_THE_RUN, Worker, fingerprint
 from common import VERSION
 from common.errors import SettingsError, TrustError
-from common.messages import decode_introduction, decode_update
+from common.messages import Introduction, Request, Update, decode_introduction, decode_update
+from common.paths import write_atomically
 from common.plan import plan_for
 from common.settings import Settings, Value, flatten
+from common.trust.kit import encode_kit, read_kit
 from common.trust.seals import Facts, digest_of, opened, unsealed
 from tests.client.small import first_request, message_of, settings_with, site_on
 from tests.client.worker.enrolled import ROOT, Enrolled, enrolled
@@ -117,6 +121,75 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     assert after not in (before, fingerprint(tmp_path / "gone")) and fingerprint(file) == after
 
 
+# --------------------------------------------------------------------------------------------------- a new kit
+
+
+def test_a_kit_that_is_taken_while_the_worker_runs_counts_from_the_next_message_on(
+    site: Enrolled, worker: Worker, digit_sites: Path
+) -> None:
+    content(ask(worker, site.asking()))
+    of_before = site.asking(round_number=2)
+    site.server_key = Ed25519PrivateKey.generate()
+    site.renew(settings_with(model__width=6, inner__steps=3))
+    answer = content(ask(worker, site.asking(round_number=2), model__width=6, inner__steps=3))
+    expected = site_on(digit_sites, site.settings).train(first_request(site.settings, 2))
+    assert np.array_equal(decode_update(unsealed(answer), plan_for(site.settings).agreed).delta, expected.delta)
+    assert worker.agreed == site.settings and worker.sizes == plan_for(site.settings).agreed
+    assert reason(ask(worker, of_before)).startswith("SealError")
+    assert worker.status()["refused"] == {"bad-signature": 1}
+
+
+def test_data_are_read_anew_if_a_new_kit_says_that_inputs_are_others(digit_folders: Path) -> None:
+    with enrolled(digit_folders / "line-1", settings_with()) as site:
+        worker = Worker(site.home)
+        content(ask(worker, site.asking()))
+        site.renew(settings_with(data__size=12))
+        content(ask(worker, site.asking(round_number=2), data__size=12))
+        assert worker._site is not None
+        assert worker._site.data.inputs("digit-0", [0]).shape == (1, 1, 12, 12)
+        worker.close()
+
+
+@pytest.mark.parametrize("case", ["damaged", "another site's", "of settings unknown here", "gone"])
+def test_a_kit_that_cannot_be_used_is_counted_once_and_the_one_before_counts(
+    site: Enrolled, worker: Worker, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    match case:
+        case "damaged":
+            write_atomically(site.home.kit_file, site.home.kit_file.read_bytes().replace(b"wards", b"warts"))
+        case "another site's":
+            site.renew(site="site-1")
+        case "of settings unknown here":
+            kit = dataclasses.replace(read_kit(site.home.kit_file), settings={"inner.magic": 1})
+            write_atomically(site.home.kit_file, encode_kit(kit, site.server_key))
+        case _:
+            site.home.kit_file.unlink()
+    for number in (1, 2):
+        content(ask(worker, site.asking(round_number=number)))
+    assert worker.status()["refused"] == {"kit": 1}
+    assert "the kit before stays in use" in caplog.text
+    site.home.kit_file.unlink(missing_ok=True)
+
+
+def test_a_kit_is_not_exchanged_under_a_message_at_work(
+    site: Enrolled, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, train = worker.agreed, worker_site.Site.train
+
+    def meanwhile(self: worker_site.Site, request: Request) -> Update:
+        site.renew(settings_with(inner__steps=3))
+        other = threading.Thread(target=worker.look_at_kit)
+        other.start()
+        other.join()
+        assert worker.agreed == before
+        return train(self, request)
+
+    monkeypatch.setattr(worker_site.Site, "train", meanwhile)
+    content(ask(worker, site.asking()))
+    worker.look_at_kit()
+    assert worker.agreed == site.settings != before
+
+
 # ------------------------------------------------------------------------------------------------- what it refuses
 
 
@@ -182,6 +255,11 @@ OTHER: dict[str, Value] = {
     "outer.join-sites": 3,
     "outer.weighting": "num-examples",
     "outer.layer-step-sizes": "head.*=2",
+    "gate.least-recall": 0.5,
+    "gate.least-by-table": 0.5,
+    "gate.most-ece-rise": 0.5,
+    "gate.least-unknown": 0.5,
+    "gate.quorum": 1.0,
 }
 
 
@@ -194,7 +272,7 @@ def test_a_run_may_change_what_only_the_server_does_and_nothing_that_a_site_comp
     assert changed != value
     if key.startswith(OF_THE_RUN):
         assert flatten(worker.effective({**agreed, key: changed})) == agreed | (
-            {key: changed} if key == "run.seed" else {}
+            {key: changed} if key in ("run.seed", "campaign.class") else {}
         )
     else:
         with pytest.raises(SettingsError, match=f"{key}|judge.transductive|views"):
@@ -206,6 +284,49 @@ def test_the_refusal_of_settings_names_the_key_here_and_not_to_the_server(
 ) -> None:
     assert reason(ask(worker, site.asking(), inner__steps=99)) == SettingsError("").told()
     assert "inner.steps" in caplog.text
+
+
+@pytest.mark.parametrize("key", OF_A_CAMPAIGN)
+def test_a_campaign_may_choose_how_its_sites_learn_and_another_run_may_not(worker: Worker, key: str) -> None:
+    value = 0.25 if key == "inner.learning-rate" else 3
+    campaign = {"campaign.class": "dent", key: value}
+    assert flatten(worker.effective({**flatten(worker.agreed), **campaign})) == flatten(worker.agreed) | campaign
+    with pytest.raises(SettingsError, match=key):
+        worker.effective({**flatten(worker.agreed), key: value})
+
+
+def test_a_campaign_may_change_nothing_else(worker: Worker) -> None:
+    with pytest.raises(SettingsError, match=r"episode\.way"):
+        worker.effective({**flatten(worker.agreed), "campaign.class": "dent", "episode.way": 4})
+
+
+def introduced(site: Enrolled, worker: Worker) -> Introduction:
+    return decode_introduction(unsealed(content(ask(worker, site.asking("query")))))
+
+
+def stand(site: Enrolled, text: str) -> None:
+    site.home.models.mkdir(exist_ok=True)
+    (site.home.models / "standing.json").write_text(text, encoding="utf-8")
+
+
+def test_a_site_says_which_release_it_runs_and_what_it_wishes(site: Enrolled, worker: Worker) -> None:
+    assert introduced(site, worker).release == 0
+    stand(site, '{"release": 4, "refused": 3, "wishes": {"dent": 10}}')
+    found = introduced(site, worker)
+    assert (found.release, found.refused, found.wishes) == (4, 3, {"dent": 10})
+    site.policy("[classes]\nnames = false\n")
+    found = introduced(site, worker)
+    assert (found.release, found.wishes, found.classes) == (4, {}, {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"release": -1}', '{"release": true}', '{"refused": "3"}', '{"wishes": {"dent": 1.5}}', '{"wishes": 3}', "["],
+)
+def test_a_damaged_note_of_the_release_is_left_out(site: Enrolled, worker: Worker, text: str) -> None:
+    stand(site, text)
+    found = introduced(site, worker)
+    assert (found.release, found.refused, found.wishes) == (0, 0, {}) and found.classes
 
 
 def test_settings_that_this_version_does_not_know_are_refused(worker: Worker) -> None:

@@ -1,5 +1,6 @@
 """A file that one process holds at a time."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,3 +40,11 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
         with taken, other(path) as second:
             assert second.stdout and second.stdout.readline() == "refused\n"
             second.kill()
+
+
+def test_nobody_else_can_open_it_and_so_hold_it(tmp_path: Path) -> None:
+    file = hold(tmp_path / "lock")
+    assert file is not None
+    with file:
+        assert (tmp_path / "lock").stat().st_mode & 0o077 == 0
+        assert not os.get_inheritable(file.fileno())

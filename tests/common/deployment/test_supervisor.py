@@ -9,17 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from common.deployment import supervisor
 from common.deployment.supervisor import (
+    FLOWER,
+    LOCK,
     STATE,
     Part,
     Supervisor,
+    alone_in,
     as_user,
     ask_to_stop,
-    end_leftovers,
     read_state,
 )
 from common.errors import CheckpointError, DeployError
@@ -131,21 +135,50 @@ def test_what_a_killed_supervisor_left_behind_is_ended_by_the_next(tmp_path: Pat
     try:
         wait_for(lambda: pid_of(tmp_path, "a") is not None)
         left = pid_of(tmp_path, "a")
-        with pytest.raises(DeployError, match="running already"):
-            end_leftovers(tmp_path / "run")
+        with pytest.raises(DeployError, match="running already"), alone_in(tmp_path / "run"):
+            pass
     finally:
         process.kill()
         process.wait()
     assert left and alive(left)
-    assert end_leftovers(tmp_path / "run") == ["a"]
-    wait_for(lambda: not alive(left))
-    assert end_leftovers(tmp_path / "run") == []
+    with alone_in(tmp_path / "run") as ended:
+        assert ended == ["a"]
+        wait_for(lambda: not alive(left))
+    with alone_in(tmp_path / "run") as ended:
+        assert ended == []
 
 
 def test_a_process_that_took_over_the_number_of_a_dead_one_is_left_alone(tmp_path: Path) -> None:
     state = {"supervisor": {"pid": 1, "began": "0"}, "parts": {"a": {"pid": os.getpid(), "began": "not ours"}}}
     (tmp_path / STATE).write_text(json.dumps(state), encoding="utf-8")
-    assert end_leftovers(tmp_path) == []
+    with alone_in(tmp_path) as ended:
+        assert ended == []
+
+
+def test_of_two_that_start_at_the_same_time_one_is_refused_until_the_other_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has written nothing about itself yet; a part of it lives on."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from common.deployment.supervisor import Part, Supervisor, alone_in\n"
+        f"run = Path({str(tmp_path)!r})\n"
+        "with alone_in(run):\n"
+        f"    Supervisor([Part('a', [sys.executable, '-c', {STAY!r}])], run, run, 10000)._look_after_all()\n"
+        f"    (run / {STATE!r}).rename(run / 'aside'); (run / 'begun').touch(); time.sleep(600)"
+    )
+    monkeypatch.setattr(supervisor, "LOCK_SECONDS", 0.2)
+    process = subprocess.Popen(python(code), cwd=Path(__file__).parents[3])
+    try:
+        wait_for((tmp_path / "begun").exists)
+        with pytest.raises(DeployError, match=rf"running already \(.*{LOCK} is held\)"), alone_in(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+    (tmp_path / "aside").rename(tmp_path / STATE)
+    with alone_in(tmp_path) as ended:
+        assert ended == ["a"]
 
 
 def test_a_part_that_cannot_be_started_does_not_end_the_others(tmp_path: Path) -> None:
@@ -210,3 +243,42 @@ def test_a_part_runs_as_its_own_user_with_no_groups_of_ours(tmp_path: Path) -> N
         wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").endswith("\n"))
     user, *groups = log.read_text(encoding="utf-8").split()
     assert user == str(as_user("nobody")["user"]) and "0" not in groups
+
+
+def environment_in(folder: Path, part: Part) -> dict[str, str]:
+    """Return what a part's process has in its environment; its command is put in."""
+    file = folder / f"{part.name}.json"
+    code = (
+        "import json, os, pathlib, time\n"
+        f"pathlib.Path({str(file)!r}).write_text(json.dumps(dict(os.environ)) + chr(10)); time.sleep(600)"
+    )
+    with supervised(folder, replace(part, words=python(code))):
+        wait_for(lambda: file.exists() and file.read_text(encoding="utf-8").endswith("\n"))
+    found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_bare_part_gets_neither_secrets_nor_a_proxy_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"HTTPS_PROXY": "http://me:word@proxy:8080", "FEDREPTILE_PASSPHRASE": "a word", "API_TOKEN": "a word"}
+    needed = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONPATH": str(tmp_path)}
+    for name, value in {**secret, **needed}.items():
+        monkeypatch.setenv(name, value)
+    found = environment_in(tmp_path, Part("bare", [], {"OWN": "1"}, bare=True))
+    assert not secret.keys() & found.keys()
+    assert {**needed, **FLOWER, "OWN": "1", "HOME": os.environ["HOME"]}.items() <= found.items()
+    assert found["PATH"].startswith(str(Path(sys.executable).parent))
+    assert secret.items() <= environment_in(tmp_path, Part("trusted", [])).items()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can start processes of other users")
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_part_of_another_user_has_that_user_s_home_and_name(tmp_path: Path, bare: bool) -> None:
+    import pwd
+
+    shown = ["/bin/sh", "-c", "echo $HOME $USER $LOGNAME; exec sleep 600"]
+    log = tmp_path / "logs" / "who.log"
+    with supervised(tmp_path, Part("who", shown, bare=bare, user="daemon")):
+        wait_for(lambda: log.exists() and log.read_text(encoding="utf-8").endswith("\n"))
+    assert log.read_text(encoding="utf-8").split() == [pwd.getpwnam("daemon").pw_dir, "daemon", "daemon"]

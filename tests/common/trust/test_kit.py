@@ -11,7 +11,7 @@ from common.errors import TrustError
 from common.trust.certificates import as_pem, new_authority
 from common.trust.documents import encoded, grouped, same_fingerprint, signed_bytes
 from common.trust.keys import new_signing_key
-from common.trust.kit import FORMAT, encode_kit, fingerprint, fingerprint_of, parse_kit, read_kit
+from common.trust.kit import FORMAT, encode_kit, fingerprint, fingerprint_of, parse_kit, read_kit, root_version
 from tests.common.trust.papers import NOW, new_keys, new_kit
 
 SITE, SIGNER = new_keys(), new_signing_key()
@@ -147,3 +147,21 @@ def test_no_floating_point_number_is_lost() -> None:
     kit, data = new_kit(SITE, SIGNER, settings={"a.b": 1e-05, "a.c": 0.1 + 0.2, "a.d": 1e300, "a.e": 3, "a.f": 3.0})
     found = parse_kit(data, "kit").settings
     assert found == kit.settings and type(found["a.e"]) is int and type(found["a.f"]) is float
+
+
+def test_a_kit_brings_the_root_of_releases_and_one_without_is_as_before() -> None:
+    signer = new_signing_key()
+    root = '{"signed":{"_type":"root","version":3}}'
+    _, data = new_kit(new_keys(), signer, releases_root=root)
+    assert parse_kit(data, "kit").releases_root == root
+    assert root_version(root) == 3
+    _, plain = new_kit(new_keys(), signer)
+    assert parse_kit(plain, "kit").releases_root == ""
+    assert b"releases_root" not in plain
+
+
+@pytest.mark.parametrize("root", ["x", "[]", "{}", '{"signed":{"_type":"targets","version":3}}', '{"signed":7}'])
+def test_a_kit_with_a_root_that_is_none_is_refused(root: str) -> None:
+    _, data = new_kit(new_keys(), new_signing_key(), releases_root=root)
+    with pytest.raises(TrustError, match="root of releases cannot be read"):
+        parse_kit(data, "kit")

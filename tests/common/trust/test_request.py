@@ -15,7 +15,7 @@ from common.errors import TrustError
 from common.trust.certificates import signing_request
 from common.trust.documents import encoded, signed_bytes
 from common.trust.keys import new_node_key, openssh_text
-from common.trust.request import FORMAT, SiteKeys, encode_request, parse_request, read_request
+from common.trust.request import FORMAT, Request, SiteKeys, encode_request, read_request
 from tests.common.trust.papers import NOW, new_keys
 
 KEYS, THIEF = new_keys(), new_keys()
@@ -34,13 +34,18 @@ def made(keys: SiteKeys, **changes: Any) -> bytes:
     return encoded(FORMAT, body, proofs)
 
 
+def opened(folder: Path, data: bytes) -> Request:
+    """Read a request as the operator's command does."""
+    (folder / "request.json").write_bytes(data)
+    return read_request(folder / "request.json")
+
+
 def csr(name: str, key: ec.EllipticCurvePrivateKey) -> str:
     return signing_request(name, key).public_bytes(Encoding.PEM).decode()
 
 
 def test_a_request_comes_back_with_its_public_keys(tmp_path: Path) -> None:
-    (tmp_path / "request.json").write_bytes(DATA)
-    found = read_request(tmp_path / "request.json")
+    found = opened(tmp_path, DATA)
     assert (found.name, found.tls_key, found.node_key) == ("line-3", KEYS.tls.public_key(), KEYS.node.public_key())
     assert found.signing_key.public_bytes_raw() == KEYS.signing.public_key().public_bytes_raw()
     assert found.versions.keys() == {"fedreptile", "flwr", "python"}
@@ -54,17 +59,17 @@ def test_it_holds_no_private_key() -> None:
     assert KEYS.signing.private_bytes_raw().hex().encode() not in DATA
 
 
-def test_every_changed_byte_is_refused() -> None:
+def test_every_changed_byte_is_refused(tmp_path: Path) -> None:
     draw = random.Random(0)
     for position in range(len(DATA)):
         data = bytearray(DATA)
         data[position] ^= 1 << draw.randrange(8)
         with pytest.raises(TrustError):
-            parse_request(bytes(data), "request")
+            opened(tmp_path, bytes(data))
 
 
 @pytest.mark.parametrize("stolen", ["tls", "node", "signing"])
-def test_who_lacks_one_private_key_is_refused(stolen: str) -> None:
+def test_who_lacks_one_private_key_is_refused(tmp_path: Path, stolen: str) -> None:
     """A thief puts someone else's public key beside his own two, and signs with what he has."""
     theirs = replace(THIEF, **{stolen: getattr(KEYS, stolen)})
     changes = {
@@ -72,9 +77,9 @@ def test_who_lacks_one_private_key_is_refused(stolen: str) -> None:
         "node_key": openssh_text(theirs.node.public_key()),
         "signing_key": theirs.signing.public_key().public_bytes_raw().hex(),
     }
-    assert parse_request(made(theirs, **changes), "request")
+    assert opened(tmp_path, made(theirs, **changes))
     with pytest.raises(TrustError, match=f"the signature by its {stolen} key is wrong"):
-        parse_request(made(THIEF, **changes), "request")
+        opened(tmp_path, made(THIEF, **changes))
 
 
 @pytest.mark.parametrize(
@@ -93,9 +98,9 @@ def test_who_lacks_one_private_key_is_refused(stolen: str) -> None:
         ({"more": ""}, "'more'"),
     ],
 )
-def test_what_a_request_may_not_say_is_refused_even_signed(change: dict[str, Any], reason: str) -> None:
+def test_what_a_request_may_not_say_is_refused_even_signed(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(TrustError, match=reason):
-        parse_request(made(KEYS, **change), "request")
+        opened(tmp_path, made(KEYS, **change))
 
 
 def test_a_name_that_no_site_may_have_is_refused_before_anything_is_sent() -> None:
@@ -104,10 +109,10 @@ def test_a_name_that_no_site_may_have_is_refused_before_anything_is_sent() -> No
 
 
 def test_a_huge_request_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "request.json").write_bytes(b" " * 300_000)
     with pytest.raises(TrustError, match="256 KiB"):
-        read_request(tmp_path / "request.json")
+        opened(tmp_path, b" " * 300_000)
 
 
-def test_requests_of_different_sites_have_different_fingerprints() -> None:
-    assert parse_request(DATA, "a").fingerprint != parse_request(encode_request("line-3", THIEF, NOW), "b").fingerprint
+def test_requests_of_different_sites_have_different_fingerprints(tmp_path: Path) -> None:
+    other = encode_request("line-3", THIEF, NOW)
+    assert opened(tmp_path, DATA).fingerprint != opened(tmp_path, other).fingerprint

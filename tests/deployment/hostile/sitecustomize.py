@@ -1,13 +1,12 @@
-"""What Python loads first in all processes of a site that a test has misbehave: PYTHONPATH names this folder.
+"""What Python loads first in all processes of a site that a test has misbehave: PYTHONPATH names a copy of this folder.
 
-The file that FEDREPTILE_TEST_FAULTS names says what is wrong at the moment, as JSON: {"clock": 600, "update": ["nan"]}.
+The file faults.json beside it says what is wrong at the moment, as JSON: {"clock": 600, "update": ["nan"]}.
 Everything is signed, entered in the ledger and sent as at any other site.
 """
 
 import dataclasses
 import itertools
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-FILE = Path(os.environ["FEDREPTILE_TEST_FAULTS"])
+FILE = Path(__file__).with_name("faults.json")
 
 
 def fault(name: str) -> Any:

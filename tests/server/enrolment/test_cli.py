@@ -1,8 +1,10 @@
 """``enrol approve | revoke | list``: who is let in, on what proof, and who is put out."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from cryptography import x509
@@ -200,3 +202,26 @@ def test_a_key_that_others_can_read_stops_an_approval(home: FederationHome, tmp_
 def test_labels_are_names(home: FederationHome, tmp_path: Path) -> None:
     words = ["--home", home.path, "--yes", "--label", "a b"]
     assert "label's name" in refused("approve", ask(tmp_path, new_keys()), *words)
+
+
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        ("approve", ["otherwise $FEDREPTILE_FEDERATION, otherwise ./federation", "otherwise NAME-kit.json"]),
+        ("list", ["otherwise $FEDREPTILE_FEDERATION, otherwise ./federation"]),
+    ],
+)
+def test_the_help_says_what_is_taken_when_nothing_is_given(command: str, texts: list[str]) -> None:
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", show(command, "--help")).split())
+    assert [text for text in texts if text in shown] == texts
+
+
+def test_no_help_loses_words_in_square_brackets() -> None:
+    """What looks like markup of rich is not shown."""
+    parts = [app.info.help or ""]
+    for command in app.registered_commands:
+        assert command.callback is not None
+        hints = get_type_hints(command.callback, include_extras=True).values()
+        parts += [command.callback.__doc__ or ""]
+        parts += [option.help or "" for hint in hints for option in getattr(hint, "__metadata__", ())]
+    assert len(parts) > 20 and not [part for part in parts if re.search(r"\[[a-z]", part)]

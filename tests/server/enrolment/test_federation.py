@@ -50,7 +50,7 @@ def test_a_federation_has_all_that_a_server_needs(tmp_path: Path) -> None:
     assert agreed_settings(home)["inner.steps"] == Settings().inner.steps
     assert (home.loopback / "tls.key").exists()
     keys = [*home.path.rglob("*.key")]
-    assert len(keys) == 4
+    assert len(keys) == 8
     if os.name == "posix":
         assert {stat.S_IMODE(path.stat().st_mode) for path in keys} == {0o600}
 
@@ -58,7 +58,7 @@ def test_a_federation_has_all_that_a_server_needs(tmp_path: Path) -> None:
 def test_with_a_passphrase_all_keys_but_loopback_are_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDREPTILE_PASSPHRASE", "secret")
     home = new(tmp_path / "fed", "--passphrase")
-    for path in (home.tls_key, home.authority_key, home.signing_key):
+    for path in (home.tls_key, home.authority_key, home.signing_key, *(home.releases / "keys").iterdir()):
         assert path.read_bytes().startswith(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
         assert read_private_key(path, "secret")
     show("fingerprint", "--home", home.path)

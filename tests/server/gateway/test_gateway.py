@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import pytest
 from cryptography.x509 import load_der_x509_certificate
 
 from common import VERSION
+from common.deployment import forward
 from common.deployment.forward import FROM_HEADER, PREFIX, SMALL, VERSION_HEADER, RefusedError
 from common.errors import TrustError
 from common.trust.certificates import as_pem, issue_server, issue_site, new_authority, read_certificates
@@ -366,6 +368,98 @@ def test_a_handshake_that_is_never_finished_harms_nobody(world: World) -> None:
     with socket.create_connection(("127.0.0.1", world.port), 20.0) as opened, world.client("north") as client:
         opened.sendall(b"\x16\x03\x01")
         assert client.post(HEARTBEAT, content=b"", headers=world.headers("north")).status_code == 200
+
+
+def closed(opened: socket.socket, patience: float = 20.0) -> bool:
+    """Return whether the other end closes a connection without a word."""
+    opened.settimeout(patience)
+    try:
+        return opened.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_strangers_who_ask_nothing_take_no_more_connections_than_they_may_and_make_room_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(forward, "MOST_UNFINISHED", 4)
+    monkeypatch.setattr(forward, "HANDSHAKE_SECONDS", 8.0)
+    world = make_world(tmp_path, "north")
+    headers = world.headers("north")
+    with world.superlink(), world.gateway() as server, world.client("north") as client, contextlib.ExitStack() as stack:
+
+        def stranger() -> socket.socket:
+            return stack.enter_context(socket.create_connection(("127.0.0.1", world.port), 20.0))
+
+        assert client.post(HEARTBEAT, content=b"", headers=headers).status_code == 200
+        silent = stack.enter_context(dial(world, "north"))
+        wait_until(lambda: len(server._unfinished) == 1)
+        strangers = [stranger() for _ in range(3)]
+        wait_until(lambda: len(server._unfinished) == 4)
+        strangers[0].sendall(b"\x16\x03\x01")  # a handshake that drips
+        assert [closed(stranger()) for _ in range(3)] == [True] * 3
+        assert not closed(strangers[0], 0.5), "the newest are refused"
+        assert client.post(HEARTBEAT, content=b"", headers=headers).status_code == 200, "a site that is in stays in"
+        assert "refused a stranger: unfinished" in caplog.text
+        assert all(closed(one) for one in strangers), "the time for a handshake is limited"
+        wait_until(lambda: len(server._unfinished) == 1)
+        with world.client("north") as other:
+            assert other.post(HEARTBEAT, content=b"", headers=headers).status_code == 200
+        silent.sendall(large(world, HEARTBEAT, "Content-Length: 0").encode())
+        wait_until(lambda: not server._unfinished)
+
+
+def test_connections_that_are_lost_in_the_handshake_are_not_counted_for_ever(tmp_path: Path) -> None:
+    world = make_world(tmp_path, "north")
+    context = world.context()
+    with world.gateway() as server:
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01"):
+            with socket.create_connection(("127.0.0.1", world.port), 20.0) as opened:
+                opened.sendall(said)
+                wait_until(lambda: len(server._unfinished) < 3)
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", world.port), 20.0) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as shaken,
+        ):
+            assert received(shaken) == b""
+        with contextlib.ExitStack() as stack:
+            for _ in range(2):
+                one = stack.enter_context(socket.create_connection(("127.0.0.1", world.port), 20.0))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it ends with a reset
+            wait_until(lambda: server._unfinished)
+        wait_until(lambda: not server._unfinished)
+
+
+def test_a_site_can_hold_only_so_many_connections_that_are_answered_with_no(tmp_path: Path) -> None:
+    world = make_world(tmp_path, "north", connections_a_site=1)
+    with world.superlink(), world.gateway(), contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(dial(world, "north")) for _ in range(3)]
+        assert closed(opened[2]) and not any(closed(one, 0.5) for one in opened[:2])
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits are read from /proc")
+def test_it_may_have_as_many_files_as_the_system_allows(tmp_path: Path) -> None:
+    world = make_world(tmp_path, "north")
+    command = (
+        f"ulimit -S -n 30; exec {sys.executable} -m server.gateway --home {world.server.path} --upstream 127.0.0.1:1"
+    )
+    process = subprocess.Popen(["sh", "-c", command], cwd=Path(__file__).resolve().parents[3], stdin=subprocess.PIPE)
+    try:
+        wait_until(lambda: _connects(world.port))
+        limits = Path(f"/proc/{process.pid}/limits").read_text(encoding="ascii").splitlines()
+        soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
+        assert soft == hard != "30"
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(socket.create_connection(("127.0.0.1", world.port), 20.0))
+            with world.client("north") as client:
+                assert refusal(client.get("/health")) == (503, "superlink")
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def refused_of(world: World, name: str, cause: str) -> int:

@@ -4,9 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 
 from common.deployment.lock import hold
 from common.settings import Settings
+from server import rounds
+from server.app import app
 from server.home import FederationHome
 from server.service import steward
 from server.service.control import RunStatus
@@ -14,8 +17,10 @@ from server.service.runs import (
     LOCK,
     RUNNING,
     WANTED,
+    HeldError,
     ask_for_run,
     has_died,
+    read_outcome,
     read_run,
     update_run,
     write_attempt,
@@ -26,13 +31,17 @@ ATTEMPT = 7
 
 
 class SuperLink:
-    """Says that every run is running, as Flower does for a minute after the process died."""
+    """Says that every run is running, as Flower does for a minute after the process died, but for those in ``over``."""
 
-    def __init__(self) -> None:
-        self.stopped: list[int] = []
+    def __init__(self, *over: int) -> None:
+        self.stopped, self.started, self.over = list[int](), list[int](), over
 
     def run_status(self, run_id: int) -> RunStatus:
-        return RunStatus("running", "", "")
+        return RunStatus("finished" if run_id in self.over else "running", "", "")
+
+    def start_run(self, fab: bytes, fab_hash: str, settings: Any) -> int:
+        self.started.append(ATTEMPT + 1)
+        return ATTEMPT + 1
 
     def stop_run(self, run_id: int) -> None:
         self.stopped.append(run_id)
@@ -76,3 +85,54 @@ def test_a_run_that_left_its_last_word_is_not_lost(home: FederationHome) -> None
     write_attempt(home.runs / "run", ATTEMPT)
     write_outcome(home.runs / "run", ATTEMPT, "")
     assert looked_after(home) == (RUNNING, []), "Flower has not noted its end yet"
+
+
+@pytest.mark.parametrize(("state", "noted"), [(WANTED, 0), (RUNNING, ATTEMPT + 1)])
+def test_an_attempt_that_an_earlier_steward_did_not_note_is_followed_and_no_other_runs(
+    home: FederationHome, state: str, noted: int
+) -> None:
+    """That steward died when it had started the attempt; in the second case another one was started beside it."""
+    folder = home.runs / "run"
+    update_run(home, read_run(folder), state=state, flower_run=noted)
+    write_attempt(folder, ATTEMPT)
+    superlink: Any = SuperLink()
+    file = hold(folder / LOCK)
+    assert file is not None
+    with file:
+        steward.look_after(home, superlink, b"", "")
+    record = read_run(folder)
+    assert (record.state, record.flower_run) == (RUNNING, ATTEMPT)
+    assert (superlink.started, superlink.stopped) == ([], [noted] if noted else [])
+
+
+def test_an_attempt_that_flower_has_given_up_is_not_followed_though_its_process_is_still_there(
+    home: FederationHome,
+) -> None:
+    folder = home.runs / "run"
+    update_run(home, read_run(folder), state=WANTED, flower_run=ATTEMPT)
+    write_attempt(folder, ATTEMPT - 1)
+    superlink: Any = SuperLink(ATTEMPT - 1)
+    file = hold(folder / LOCK)
+    assert file is not None
+    with file:
+        steward.look_after(home, superlink, b"", "")
+    assert superlink.started == [ATTEMPT + 1] and read_run(folder).flower_run == ATTEMPT + 1
+
+
+def test_an_attempt_that_finds_another_at_work_leaves_no_last_word_and_the_run_does_not_fail(
+    home: FederationHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "LOCK_SECONDS", 0.1)
+    folder, context = (
+        home.runs / "run",
+        Context(ATTEMPT, 0, {}, RecordDict(), dict(read_run(home.runs / "run").settings)),
+    )
+    nothing: Any = None
+    file = hold(folder / LOCK)
+    assert file is not None
+    with file, pytest.raises(HeldError, match="another process works on the run in"):
+        app(nothing, context)
+    assert read_outcome(folder, ATTEMPT) is None
+    superlink: Any = SuperLink(ATTEMPT)
+    steward.look_after(home, superlink, b"", "")
+    assert read_run(folder).state == WANTED
