@@ -1,11 +1,16 @@
 """A site's folder: where its settings, keys, ledger and logs are."""
 
+import hashlib
 import os
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.deployment.config import read_config
 from common.errors import SettingsError
+
+LONGEST_SOCKET = 100
+"""Bytes of a socket's path: systems allow 104 or 108."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +26,11 @@ class SiteConfig:
     threads: int = 1
     """Threads of one adaptation. One gives the same bits on every machine of a kind."""
     cache: str = ""
-    """Absolute folder that keeps decoded pictures; empty: the data home's; 'off': none is kept."""
+    """Absolute folder that keeps decoded pictures; empty: ``cache`` in the site's folder; 'off': none is kept."""
     proxy: str = ""
     """HTTP proxy for the way out, 'http://host:port'; empty: what HTTPS_PROXY says; 'off': none."""
+    release_url: str = ""
+    """Where the relay takes releases from: URL of the folder with metadata/ and targets/; empty: the gateway."""
     user: str = ""
     """When 'up' is started as root: the user of the process that holds data and model."""
     app_user: str = ""
@@ -34,6 +41,21 @@ class SiteConfig:
     """Disk that the ledger may take. When it is full nothing leaves any more: move old files away."""
     log_megabytes: int = 50
     """Disk that the log of each process may take."""
+    adopt_seconds: float = 20.0
+    """Between two looks for a new release, which is then adapted, judged and used; 0: only by hand ('adopt')."""
+    models_megabytes: int = 500
+    """Disk that the models may take which the site has used. The oldest goes first."""
+
+    @property
+    def shared_cache(self) -> str:
+        """``cache`` for commands that a person runs: 'off' for whoever is another than the worker's user, to whom it
+        belongs; a file of root's in it would be none to the worker."""
+        folder = Path(self.cache)
+        try:
+            owner = (folder if folder.exists() else folder.parent).stat().st_uid
+        except OSError:
+            return "off"
+        return "off" if self.user or (hasattr(os, "geteuid") and owner != os.geteuid()) else self.cache
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,21 @@ class SiteHome:
         return self.path / "outbox"
 
     @property
+    def cache(self) -> Path:
+        """Decoded pictures, unless ``site.toml`` names another folder."""
+        return self.path / "cache"
+
+    @property
+    def models(self) -> Path:
+        """The models that the site has used: see ``client.line.store``."""
+        return self.path / "models"
+
+    @property
+    def releases(self) -> Path:
+        """What the site knows of releases: the trusted root and newer metadata, and the files that it has taken."""
+        return self.path / "releases"
+
+    @property
     def flower(self) -> Path:
         """Flower's own home."""
         return self.path / "flower"
@@ -113,9 +150,27 @@ class SiteHome:
         """What the relay says about the connection, for 'status'."""
         return self.run / "relay" / "relay.json"
 
+    @property
+    def socket(self) -> Path:
+        """Where the worker listens: in the site's folder, unless its path is too long or has quotes for Flower."""
+        path = self.run / "worker" / "site.sock"
+        if len(os.fsencode(path)) <= LONGEST_SOCKET and not set("'\"\\") & set(str(path)):
+            return path
+        short = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"fedreptile-{short}" / "site.sock"
+
+    @property
+    def socket_key(self) -> Path:
+        """What the worker's socket asks for."""
+        return self.socket.with_suffix(".key")
+
     def config(self) -> SiteConfig:
-        """Raises SettingsError if ``site.toml`` is missing or has a wrong key or value."""
+        """Return ``site.toml``, its cache filled in.
+
+        Raises:
+            SettingsError: if it is missing or has a wrong key or value.
+        """
         found = read_config(self.config_file, SiteConfig, "make the site's folder with 'fedreptile-site join'")
         if not Path(found.data).is_absolute():
             raise SettingsError(f"{self.config_file}: data is {found.data!r}; give it from the root")
-        return found
+        return replace(found, cache=found.cache or str(self.cache))

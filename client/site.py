@@ -15,16 +15,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from client.data.held import apart
 from client.data.sites import open_site_data
+from client.gate import Sides, judge_models
 from client.settings import SiteSettings
+from common import VERSION
+from common.checkpoint import Checkpoint, RunState
 from common.errors import SiteDataError
-from common.learning.episode import Episode, SiteData, all_of, sample_episode
+from common.learning.episode import Episode, Examples, SiteData, all_of, sample_episode
 from common.learning.heads import class_sums
 from common.learning.judge import Judgement, judge, summary
 from common.learning.params import Manifest, difference, on_device
 from common.learning.reptile import Adapted, adapt
 from common.learning.threads import threads
-from common.messages import ClassTable, Flat, Introduction, Judged, Request, Update
+from common.messages import (
+    Candidate,
+    ClassTable,
+    Flat,
+    GateReport,
+    GateRequest,
+    Introduction,
+    Judged,
+    Request,
+    Update,
+)
 from common.paths import cache_folder
 from common.plan import Plan, plan_for
 from common.seeds import seed_of
@@ -55,7 +69,18 @@ class Site:
 
     @cached_property
     def data(self) -> SiteData:
-        return open_site_data(Path(self.site.data), self.site.name, self.settings.data, cache_folder(self.site.cache))
+        """What the site trains on."""
+        return self.parts[0]
+
+    @property
+    def held_back(self) -> SiteData:
+        """What is never trained on (``data.hold-back``), to judge models on."""
+        return self.parts[1]
+
+    @cached_property
+    def parts(self) -> tuple[SiteData, SiteData]:
+        own, settings = self.site, self.settings.data
+        return apart(open_site_data(Path(own.data), own.name, settings, cache_folder(own.cache)), settings.hold_back)
 
     def introduce(self) -> Introduction:
         """Say what the site has: name, classes and counts if they may leave, device, versions."""
@@ -64,11 +89,13 @@ class Site:
         return Introduction(self.site.name, counts, self.site.device, {**packages, "python": platform.python_version()})
 
     def prepare(self, request: Request) -> Work:
-        """Draw the round's episode from the stream named by run seed, site and round."""
+        """Draw the round's episode from the stream named by run seed, site and round; a campaign's new class is always
+        in it, where the site has it, beside others."""
         generator = self._generator(request, "episode")
         settings = self.settings.episode
         query = settings.query if request.judge else 0
-        episode = self._episode(settings.way, settings.shot, query, generator)
+        new_class = self.settings.campaign.class_
+        episode = self._episode(settings.way, settings.shot, query, generator, always=new_class)
         return self._work(request, episode, generator)
 
     def adapt(self, work: Work) -> Adapted:
@@ -109,16 +136,55 @@ class Site:
 
     def class_table(self, request: Request) -> ClassTable:
         """Sum the embeddings of each class with enough inputs, under the params of the request."""
-        everything = all_of(self.data)
-        support = everything.support.to(self.site.device, self.plan.params.torch_dtype)
-        params = self._unpacked(self.plan.params, request.params)
+        everything, support, embeddings = self._embedded(request.params)
         with threads(self.site.threads), torch.no_grad():
-            buffers = self.plan.learner.freeze(params, support)
-            embeddings = self.plan.learner.embed(params, buffers, support.inputs)
             sums, counts = class_sums(embeddings, support.labels, support.way)
         keep = [i for i, count in enumerate(counts.tolist()) if count >= self.site.policy.classes.minimum]
         names = tuple(everything.classes[i] for i in keep)
         return ClassTable(names, tuple(int(counts[i]) for i in keep), sums[keep].cpu().numpy())
+
+    def _embedded(self, flat: Flat) -> tuple[Episode, Examples, Tensor]:
+        """Return all that the site trains on, the same on its device, and its embeddings under some params."""
+        everything = all_of(self.data)
+        support = everything.support.to(self.site.device, self.plan.params.torch_dtype)
+        params = self._unpacked(self.plan.params, flat)
+        with threads(self.site.threads), torch.no_grad():
+            buffers = self.plan.learner.freeze(params, support)
+            return everything, support, self.plan.learner.embed(params, buffers, support.inputs)
+
+    def gate(self, request: GateRequest) -> GateReport:
+        """Judge champion and challenger, each adapted as on adoption, on what the site holds back.
+
+        Both go by the settings of the run, with no more steps than the site's limits allow.
+        """
+        steps = self._capped_loop(self.settings.adaptation).steps
+        settings = self.settings.with_values({"adapt.steps": steps})
+        sides = Sides(self._checkpoint(request.champion, settings), self._checkpoint(request.challenger, settings))
+        with threads(self.site.threads):
+            own = self._in_table(request)
+            report = judge_models(sides, self.data, self.held_back, request.new_class, own)
+        if self.site.policy.classes.names:
+            return report
+        scalars = {name: value for name, value in report.scalars.items() if "unknown" not in name}
+        return GateReport(scalars)
+
+    def _in_table(self, request: GateRequest) -> Tensor | None:
+        """Return the embeddings of the site's inputs of the new class if its sum is in the challenger's class table."""
+        new_class, classes = request.new_class, self.site.policy.classes
+        count = self.data.count(new_class) if new_class in self.data.classes() else 0
+        if count < classes.minimum or not classes.tables or new_class not in request.challenger.table.names:
+            return None
+        everything, support, embeddings = self._embedded(request.challenger.params)
+        return embeddings[support.labels == everything.classes.index(new_class)].cpu()
+
+    def _checkpoint(self, candidate: Candidate, settings: Settings) -> Checkpoint:
+        """Return a candidate as what adaptation starts from; sites adapt models on the CPU."""
+        params = self.plan.params.unpack(torch.from_numpy(candidate.params.copy()))
+        slots = self.plan.slots.unpack(torch.from_numpy(candidate.slots.copy()))
+        table = candidate.table
+        sums = torch.from_numpy(table.sums.copy())
+        prototypes = {name: (sums[row], table.counts[row]) for row, name in enumerate(table.names)}
+        return Checkpoint(RunState(0, params, slots, {}, {}, prototypes=prototypes), settings, VERSION)
 
     def _work(self, request: Request, episode: Episode, generator: torch.Generator) -> Work:
         device, dtype = self.site.device, self.plan.params.torch_dtype
@@ -145,11 +211,11 @@ class Site:
         with threads(self.site.threads):
             return judge(self.plan.learner, work.params, adapted.params, work.episode)
 
-    def _episode(self, way: int, shot: int, query: int, generator: torch.Generator) -> Episode:
+    def _episode(self, way: int, shot: int, query: int, generator: torch.Generator, always: str = "") -> Episode:
         limits = self.site.policy.limits
         way, shot = _capped(way, limits.way), _capped(shot, limits.shot)
         with threads(self.site.threads):
-            return sample_episode(self.data, way, shot, query, generator)
+            return sample_episode(self.data, way, shot, query, generator, always=always)
 
     def _capped_loop(self, inner: InnerLoop) -> InnerLoop:
         return dataclasses.replace(inner, steps=_capped(inner.steps, self.site.policy.limits.steps))

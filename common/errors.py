@@ -149,12 +149,20 @@ class RoundError(FedreptileError):
     """Rounds cannot go on: too few sites joined or answered."""
 
 
+class CampaignError(FedreptileError):
+    """A campaign has not come to a release at all its sites."""
+
+
 class CheckpointError(FedreptileError):
     """A checkpoint is missing, damaged or belongs to other settings."""
 
 
 class WritingError(CheckpointError):
     """A file cannot be written, such as on a full disk. It may be possible later."""
+
+
+class ReleaseError(FedreptileError):
+    """A release is not there, may not be used so, or cannot be published."""
 
 
 class SourceError(FedreptileError):

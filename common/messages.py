@@ -25,6 +25,15 @@ SCALARS = frozenset(
 )
 """The only figures that a site may report about a round."""
 MOST_EXAMPLES = 10**9
+MODELS = ("champion", "challenger")
+"""What a gate compares: the model in use, and the one that a campaign has made."""
+GATE_SCALARS = frozenset(
+    {"num-held-back", "num-unknown"}
+    | {f"{figure}-{model}" for figure in ("accuracy", "nll", "ece", "unknown") for model in MODELS}
+)
+"""The only figures that a site may report to a gate."""
+MOST_CLASSES = 10_000
+"""Classes in one list."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,52 @@ class Introduction:
     """Class name -> number of inputs."""
     device: str
     versions: Mapping[str, str]
+    release: int = 0
+    """Number of the release that the site's model comes from; 0: none."""
+    refused: int = 0
+    """The last release that the site's own check refused; 0: none."""
+    wishes: Mapping[str, int] = field(default_factory=dict)
+    """Classes for which the site asks a campaign -> number of labelled inputs."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model as a release holds it."""
+
+    params: Flat
+    """[params], in the agreed dtype."""
+    slots: Flat
+    """[slots]"""
+    table: ClassTable
+    """Classes that sites recognise without having them."""
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """Two models, which each site adapts as on adoption and judges on what it holds back."""
+
+    round: int
+    new_class: str
+    champion: Candidate
+    challenger: Candidate
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """A site's judgement of two models. What its policy does not let out is not there.
+
+    Scalars: ``num-held-back`` inputs of old classes, accuracy, mean nll and ece of both models on them; with the new
+    class hidden, ``unknown-…``: the area under the ROC curve by which distance tells ``num-unknown`` inputs of it from
+    those.
+    """
+
+    scalars: Mapping[str, float]
+    per_class: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Class name -> held-back inputs, right by the champion, right by the challenger."""
+    folds: tuple[int, int] = (0, 0)
+    """New class, each of its inputs left out once: tried, recognised by the challenger."""
+    by_table: tuple[int, int] = (0, 0)
+    """The same by the challenger's class table alone, as at a site that never saw the class."""
 
 
 def encode_request(request: Request, digest: str) -> RecordDict:
@@ -106,12 +161,7 @@ def decode_request(content: RecordDict, agreed: Agreement) -> Request:
     try:
         _exactly(content, {"request", "config"})
         config = _record(content, "config", ConfigRecord)
-        if config.get("manifest") != agreed.digest:  # first, since another version may also differ in the rest
-            raise RequestError(
-                f"the server's manifest {str(config.get('manifest'))[:12]} differs from this site's "
-                f"{agreed.digest[:12]}: network, head, frozen names or code version differ; install the same version "
-                "as the server"
-            )
+        _check_manifest(config, agreed)  # first, since another version may also differ in the rest
         _exactly(config, {"round", "judge", "manifest"})
         number, judge = config["round"], config["judge"]
         if type(number) is not int or type(judge) is not bool:
@@ -121,6 +171,15 @@ def decode_request(content: RecordDict, agreed: Agreement) -> Request:
     except UpdateError as error:
         raise RequestError(f"the server's message does not fit: {error}") from error
     return Request(number, arrays["params"], arrays["slots"], judge)
+
+
+def _check_manifest(config: ConfigRecord, agreed: Agreement) -> None:
+    if config.get("manifest") != agreed.digest:
+        raise RequestError(
+            f"the server's manifest {str(config.get('manifest'))[:12]} differs from this site's "
+            f"{agreed.digest[:12]}: network, head, frozen names or code version differ; install the same version "
+            "as the server"
+        )
 
 
 def encode_update(update: Update) -> RecordDict:
@@ -178,10 +237,7 @@ def decode_class_table(content: RecordDict, agreed: Agreement) -> ClassTable:
     _exactly(content, {"class-table", "classes"})
     config = _record(content, "classes", ConfigRecord)
     _exactly(config, {"names", "counts"})
-    names, counts = _names(config["names"]), _counts(config["counts"])
-    _together("class-table", names, counts)
-    if any(count < 1 for count in counts):
-        raise UpdateError("class-table", "a class has no inputs")
+    names, counts = _listed(config["names"], config["counts"])
     size = len(names) * agreed.embedding
     arrays = _arrays(_record(content, "class-table", ArrayRecord), {"sums": size}, agreed.dtype)
     return ClassTable(names, counts, arrays["sums"].reshape(len(names), agreed.embedding))
@@ -198,6 +254,10 @@ def encode_introduction(introduction: Introduction) -> RecordDict:
             "device": introduction.device,
             "packages": parts,
             "versions": [introduction.versions[part] for part in parts],
+            "release": introduction.release,
+            "refused": introduction.refused,
+            "wishes": sorted(introduction.wishes),
+            "wished": [introduction.wishes[wish] for wish in sorted(introduction.wishes)],
         }
     )
     return RecordDict({"introduction": config})
@@ -207,22 +267,109 @@ def decode_introduction(content: RecordDict) -> Introduction:
     """Raises UpdateError if the reply is not of the agreed form."""
     _exactly(content, {"introduction"})
     config = _record(content, "introduction", ConfigRecord)
-    _exactly(config, {"name", "classes", "counts", "device", "packages", "versions"})
+    own = {"name", "classes", "counts", "device", "packages", "versions"}
+    _exactly(config, own | {"release", "refused", "wishes", "wished"})
     names, counts = _names(config["classes"]), _counts(config["counts"])
     packages, versions = _names(config["packages"]), _names(config["versions"])
     name, device = _names([config["name"], config["device"]])
     _together("introduction", names, counts)
     _together("introduction", packages, versions)
+    wishes, wished = _names(config["wishes"]), _counts(config["wished"])
+    _together("introduction", wishes, wished)
+    release, refused = _counts([config["release"], config["refused"]])
     if not name or len(name) > 200:
         raise UpdateError("introduction", "the site's name is empty or longer than 200 characters")
-    return Introduction(name, dict(zip(names, counts, strict=True)), device, dict(zip(packages, versions, strict=True)))
+    return Introduction(
+        name,
+        dict(zip(names, counts, strict=True)),
+        device,
+        dict(zip(packages, versions, strict=True)),
+        release,
+        refused,
+        dict(zip(wishes, wished, strict=True)),
+    )
 
 
-def decode_scalars(record: MetricRecord) -> dict[str, float]:
-    """Raises UpdateError for a name that is not in ``SCALARS`` or a value that is not a finite number."""
+def encode_gate_request(request: GateRequest, digest: str) -> RecordDict:
+    arrays = {}
+    config = ConfigRecord({"round": request.round, "class": request.new_class, "manifest": digest})
+    for model in MODELS:
+        candidate: Candidate = getattr(request, model)
+        arrays[model] = Array(candidate.params)
+        if candidate.slots.size:
+            arrays[f"{model}-slots"] = Array(candidate.slots)
+        if candidate.table.names:
+            arrays[f"{model}-sums"] = Array(candidate.table.sums.reshape(-1))
+        config[f"{model}-names"], config[f"{model}-counts"] = list(candidate.table.names), list(candidate.table.counts)
+    return RecordDict({"request": ArrayRecord(arrays), "config": config})
+
+
+def decode_gate_request(content: RecordDict, agreed: Agreement) -> GateRequest:
+    """Raises RequestError if the server's message is not of the agreed form."""
+    try:
+        _exactly(content, {"request", "config"})
+        config = _record(content, "config", ConfigRecord)
+        _check_manifest(config, agreed)
+        tables = {f"{model}-{part}" for model in MODELS for part in ("names", "counts")}
+        _exactly(config, {"round", "class", "manifest"} | tables)
+        (number,), (new_class,) = _counts([config["round"]]), _names([config["class"]])
+        if not new_class:
+            raise UpdateError("wrong-record", "the new class has no name")
+        listed = {model: _listed(config[f"{model}-names"], config[f"{model}-counts"]) for model in MODELS}
+        sizes = dict.fromkeys(MODELS, agreed.params) | {f"{model}-slots": agreed.slots for model in MODELS}
+        sizes |= {f"{model}-sums": len(names) * agreed.embedding for model, (names, _) in listed.items()}
+        arrays = _arrays(_record(content, "request", ArrayRecord), sizes, agreed.dtype)
+    except UpdateError as error:
+        raise RequestError(f"the server's message does not fit: {error}") from error
+    found = {
+        model: Candidate(
+            arrays[model],
+            arrays[f"{model}-slots"],
+            ClassTable(names, counts, arrays[f"{model}-sums"].reshape(len(names), agreed.embedding)),
+        )
+        for model, (names, counts) in listed.items()
+    }
+    return GateRequest(number, new_class, **found)
+
+
+def encode_gate_report(report: GateReport) -> RecordDict:
+    names = sorted(report.per_class)
+    columns = {
+        column: [report.per_class[name][place] for name in names] for place, column in enumerate(("total", *MODELS))
+    }
+    table = ConfigRecord({"names": names, **columns, "folds": [*report.folds], "by-table": [*report.by_table]})
+    return RecordDict({"scalars": MetricRecord(dict(report.scalars)), "per-class": table})
+
+
+def decode_gate_report(content: RecordDict) -> GateReport:
+    """Raises UpdateError if the reply is not of the agreed form or says what cannot be."""
+    _exactly(content, {"scalars", "per-class"})
+    table = _record(content, "per-class", ConfigRecord)
+    _exactly(table, {"names", "total", *MODELS, "folds", "by-table"})
+    names = _names(table["names"])
+    total, champion, challenger = (_counts(table[column]) for column in ("total", *MODELS))
+    folds, by_table = _counts(table["folds"]), _counts(table["by-table"])
+    if len(folds) != 2 or len(by_table) != 2:
+        raise UpdateError("per-class", "what was tried and what was recognised are not two numbers")
+    _together("per-class", names, total, champion, challenger)
+    rows = list(zip(total, champion, challenger, strict=True))
+    if any(max(right) > most for most, *right in [*rows, folds, by_table]):
+        raise UpdateError("per-class", "a class has more correct inputs than inputs")
+    if max(*total, folds[0], by_table[0]) > MOST_EXAMPLES:
+        raise UpdateError("per-class", f"a class has more than {MOST_EXAMPLES} inputs")
+    scalars = decode_scalars(_record(content, "scalars", MetricRecord), GATE_SCALARS)
+    for name, value in scalars.items():
+        most = MOST_EXAMPLES if name.startswith("num-") else math.inf if name.startswith("nll-") else 1.0
+        if not 0 <= value <= most:
+            raise UpdateError("scalars", f"the scalar {name!r} is {value}, which it cannot be")
+    return GateReport(scalars, dict(zip(names, rows, strict=True)), (folds[0], folds[1]), (by_table[0], by_table[1]))
+
+
+def decode_scalars(record: MetricRecord, known: frozenset[str] = SCALARS) -> dict[str, float]:
+    """Raises UpdateError for a name that is not known or a value that is not a finite number."""
     found = {}
     for name, value in record.items():
-        if name not in SCALARS:
+        if name not in known:
             raise UpdateError("extra-key", f"the scalar {name!r} is not one that sites may report")
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise UpdateError("not-finite", f"the scalar {name!r} is {value!r}")
@@ -316,6 +463,17 @@ def _together(cause: str, names: tuple[str, ...], *columns: tuple[Any, ...]) -> 
     """Raise UpdateError unless the names are distinct and every column has one value for each."""
     if len(set(names)) != len(names) or any(len(column) != len(names) for column in columns):
         raise UpdateError(cause, "a name stands there twice, or names and values differ in number")
+
+
+def _listed(found: Any, numbers: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Read the names and counts of a class table."""
+    names, counts = _names(found), _counts(numbers)
+    _together("class-table", names, counts)
+    if any(count < 1 for count in counts):
+        raise UpdateError("class-table", "a class has no inputs")
+    if len(names) > MOST_CLASSES:
+        raise UpdateError("class-table", f"it has more than {MOST_CLASSES} classes")
+    return names, counts
 
 
 def _names(values: Any) -> tuple[str, ...]:

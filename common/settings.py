@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import fnmatch
 import json
+import keyword
 import math
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
@@ -73,6 +74,9 @@ class DataSettings:
     )
     absent_columns: bool = setting(False, "table: a site may lack a column; it then counts as missing in every row")
     rotated_classes: bool = setting(False, "image: each class turned by 90, 180 and 270 degrees counts as a class too")
+    hold_back: float = setting(
+        0.0, "part of each class that is never trained on, chosen by content, to judge models on", least=0, most=0.9
+    )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -169,6 +173,70 @@ class JudgeSettings:
     transductive: bool = setting(False, "batch normalisation only: queries share one batch without the support")
 
 
+@dataclass(frozen=True)
+class CampaignSettings:
+    """A new class for everybody: what the run is to bring, to whom and from where. All of it is the server's choice.
+
+    In a campaign the server may also choose inner.steps, inner.learning-rate and episode.shot, up to what the limits of
+    each site's policy allow.
+    """
+
+    class_: str = setting("", "name of the new class; empty: the run is no campaign")
+    description: str = setting("", "what the class is, for people at the sites")
+    sites: str = setting("", "sites that take part, commas between; empty: all that are here")
+    canary: str = setting(
+        "", "sites that get the release first, commas between; empty: the first of those that take part"
+    )
+    release: int = setting(
+        0, "number of the release that the run starts from, its champion; 0: there is none yet", least=0
+    )
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """The chosen sites, sorted; none: all."""
+        return tuple(sorted({name.strip() for name in self.sites.split(",") if name.strip()}))
+
+    @property
+    def canary_names(self) -> tuple[str, ...]:
+        return tuple(sorted({name.strip() for name in self.canary.split(",") if name.strip()}))
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What the challenger of a campaign must reach before it is released, judged at sites on what they hold back."""
+
+    least_recall: float = setting(
+        0.8, "new class: least part recognised in leave-one-out, at the worst site that has it", least=0, most=1
+    )
+    least_by_table: float = setting(
+        0.8,
+        "new class: least part recognised by its class table alone, if there is one, as at sites without it",
+        least=0,
+        most=1,
+    )
+    most_drop: float = setting(
+        5.0, "points by which the recall of an old class may fall, over all sites or without any one", least=0, most=100
+    )
+    most_site_drop: float = setting(
+        5.0, "points by which the accuracy on old classes may fall at the worst site", least=0, most=100
+    )
+    slack: int = setting(
+        1, "held-back inputs that may be lost whatever the points: with few, one is many points", least=0
+    )
+    most_ece_rise: float = setting(
+        0.1, "rise of the expected calibration error, over all sites or without any one", least=0, most=1
+    )
+    least_unknown: float = setting(
+        0.7,
+        "least area under the ROC curve of unknown against known, the new class hidden, at the worst site",
+        least=0,
+        most=1,
+    )
+    quorum: float = setting(
+        0.5, "least part of the campaign's sites that must judge, and never fewer than 2", least=0, most=1
+    )
+
+
 class Sections:
     """A frozen dataclass whose fields are sections: frozen dataclasses of settings. Raises SettingsError when built
     with a value out of range."""
@@ -195,7 +263,7 @@ class Sections:
             if key not in valid:
                 raise SettingsError(f"unknown setting {key!r}; the nearest valid one is {nearest(key, valid)!r}")
             section, name = key.split(".", 1)
-            changes.setdefault(section, {})[name.replace("-", "_")] = _typed(key, value, valid[key])
+            changes.setdefault(section, {})[_attribute(name)] = _typed(key, value, valid[key])
         sections = {s: dataclasses.replace(getattr(self, s), **c) for s, c in changes.items()}
         return dataclasses.replace(self, **sections)  # type: ignore[type-var]
 
@@ -212,6 +280,8 @@ class Settings(Sections):
     adapt: AdaptSettings = AdaptSettings()
     outer: OuterSettings = OuterSettings()
     judge: JudgeSettings = JudgeSettings()
+    campaign: CampaignSettings = CampaignSettings()
+    gate: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -278,6 +348,11 @@ def nearest(key: str, valid: Iterable[str]) -> str:
 def flatten(settings: Sections) -> dict[str, Value]:
     """Return all values under their keys: the inverse of ``Settings.from_flat``."""
     return {key: value for key, value, _ in _walk(settings)}
+
+
+def meanings(settings: Sections) -> dict[str, str]:
+    """Return what each setting means, by its key."""
+    return {key: limits["meaning"] for key, _, limits in _walk(settings)}
 
 
 def as_toml(settings: Sections, without: Collection[str] = ()) -> str:
@@ -364,7 +439,12 @@ def _walk(settings: Sections) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
 
 def _walk_part(section: str, part: Any) -> Iterable[tuple[str, Value, Mapping[str, Any]]]:
     for item in dataclasses.fields(part):
-        yield f"{section}.{item.name}".replace("_", "-"), getattr(part, item.name), item.metadata
+        yield f"{section}.{item.name.rstrip('_')}".replace("_", "-"), getattr(part, item.name), item.metadata
+
+
+def _attribute(name: str) -> str:
+    """Return the field of a setting; one that is a word of Python ends in an underscore."""
+    return f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
 
 
 def _typed(key: str, value: Value, default: Value) -> Value:

@@ -74,7 +74,8 @@ def open_folder(folder: Path, data: DataSettings, cache: Path | None = None, pro
         if not usable:
             first = next(item for item in skipped if item.where == classes[name][0].path)
             _refuse(root, name, f"{len(classes[name])} image file(s), none readable (the first: {first.reason})")
-    return IndexedData(inputs, {name: np.array(usable) for name, usable in rows.items()}, None, skipped)
+    index = {name: np.array(usable) for name, usable in rows.items()}
+    return IndexedData(inputs, index, None, skipped, [picture.path for picture in pictures])
 
 
 def _refuse(root: str, name: str, found: str) -> NoReturn:

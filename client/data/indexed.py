@@ -68,16 +68,18 @@ class IndexedData:
         rows: Mapping[str, NDArray[np.int64]],
         standardisation: Standardisation | None = None,
         skipped: Sequence[Skipped] = (),
+        sources: Sequence[str] = (),
     ) -> None:
         self._inputs = inputs
         self._rows = rows
         self.standardisation = standardisation
         self.skipped = tuple(skipped)
+        self._sources = sources
 
     def only(self, names: Sequence[str]) -> "IndexedData":
         """Return the same with some of the classes."""
         rows = {name: self._rows[name] for name in names}
-        return IndexedData(self._inputs, rows, self.standardisation, self.skipped)
+        return IndexedData(self._inputs, rows, self.standardisation, self.skipped, self._sources)
 
     def classes(self) -> Sequence[str]:
         return sorted(self._rows)
@@ -86,7 +88,16 @@ class IndexedData:
         return len(self._rows[name])
 
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
-        return as_input(self._inputs[self._rows[name][positions(rows, self.count(name))]], self.standardisation)
+        return as_input(self.content(name, rows), self.standardisation)
+
+    def content(self, name: str, rows: Sequence[int]) -> Pixels | Numbers:
+        """Return inputs of a class as they were read [len(rows), *shape]."""
+        return self._inputs[self._rows[name][positions(rows, self.count(name))]]
+
+    def source(self, name: str, row: int) -> str:
+        """Return what to call an input of a class: the path of a picture, else its place in the class."""
+        place = int(self._rows[name][positions([row], self.count(name))[0]])
+        return self._sources[place] if self._sources else f"{name}, number {row + 1}"
 
 
 def as_input(values: Pixels | Numbers, standardisation: Standardisation | None) -> Tensor:

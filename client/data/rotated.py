@@ -14,15 +14,15 @@ class RotatedClasses:
     """Each class of a site four times, turned by 0, 90, 180 and 270 degrees. Implements ``SiteData``."""
 
     def __init__(self, data: SiteData) -> None:
-        self._data = data
+        self.upright = data
         self._sources = {name + suffix: (name, turn) for name in data.classes() for suffix, turn in TURNS.items()}
 
     def classes(self) -> Sequence[str]:
         return sorted(self._sources)
 
     def count(self, name: str) -> int:
-        return self._data.count(self._sources[name][0])
+        return self.upright.count(self._sources[name][0])
 
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
         source, turn = self._sources[name]
-        return torch.rot90(self._data.inputs(source, rows), turn, (2, 3))
+        return torch.rot90(self.upright.inputs(source, rows), turn, (2, 3))

@@ -52,7 +52,14 @@ class Episode:
 
 
 def sample_episode(
-    data: SiteData, way: int, shot: int, query: int, generator: torch.Generator, known: SiteData | None = None
+    data: SiteData,
+    way: int,
+    shot: int,
+    query: int,
+    generator: torch.Generator,
+    known: SiteData | None = None,
+    *,
+    always: str = "",
 ) -> Episode:
     """Draw an episode without replacement.
 
@@ -64,6 +71,7 @@ def sample_episode(
     Args:
         known: what the site trained on, if ``data`` is what it held back: the support of the classes that are in it
             comes from there and the query from ``data``, as when a site meets new inputs of classes it knows.
+        always: a class that is in the episode whenever the site has it; the others are drawn as ever.
 
     Raises:
         SiteDataError: if the site has fewer than two classes.
@@ -74,6 +82,8 @@ def sample_episode(
             f"the site has {len(names)} class(es); an episode needs at least 2: add inputs of another class"
         )
     chosen = [names[i] for i in torch.randperm(len(names), generator=generator)[:way].tolist()]
+    if always in names and always not in chosen:
+        chosen[-1] = always
     trained = set(known.classes()) if known else set()
     support: list[Tensor] = []
     queries: list[Tensor] = []

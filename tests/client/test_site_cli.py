@@ -1,15 +1,21 @@
 """``fedreptile-site`` as site engineers run it: real processes, exit codes, and what is on the screen and the disk."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
+import click
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 import client
 from client.cli import app
@@ -41,6 +47,34 @@ def assert_user_error(done: subprocess.CompletedProcess[str], *parts: object) ->
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert not [part for part in parts if str(part) not in lines[0]], lines[0]
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def commands(group: click.Group, *before: str) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        yield (*before, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, *before, name)
+
+
+@pytest.mark.parametrize("words", list(commands(cast(click.Group, typer.main.get_command(app)))), ids=" ".join)
+def test_help_shows_every_word_of_what_it_says(words: tuple[str, ...]) -> None:
+    """What stands in brackets is markup to rich, and is left out if it is not escaped."""
+    command: click.Command = typer.main.get_command(app)
+    for word in words:
+        command = cast(click.Group, command).commands[word]
+    shown = CliRunner(env={"COLUMNS": "1000", "NO_COLOR": "1"}).invoke(app, [*words, "--help"]).output
+    shown = re.sub(r"[\s│]+", " ", shown)
+    for text in (getattr(one, "help", "") or "" for one in (command, *command.params)):
+        for line in text.splitlines():
+            assert re.sub(r"\s+", " ", line.replace("\\[", "[")).strip() in shown
+
+
+def test_help_names_where_the_sites_folder_is_looked_for_and_the_section_that_counts() -> None:
+    shown = {
+        name: CliRunner(env={"COLUMNS": "1000"}).invoke(app, [name, "--help"]).output for name in ("join", "check")
+    }
+    assert "otherwise $FEDREPTILE_SITE, otherwise ./site." in shown["join"]
+    assert "only [data] counts here." in shown["check"]
 
 
 @pytest.fixture
@@ -90,14 +124,15 @@ def test_adapt_writes_a_model_that_classify_reads(site: Path, checkpoint: Path, 
     assert "model of 5 classes: mine.safetensors" in adapted.stdout and "cut off.png" in adapted.stdout
     assert [path.name for path in work.iterdir()] == ["mine.safetensors"]
     rows = {line.split()[1]: line.split() for line in adapted.stdout.splitlines() if "digit-" in line and "│" in line}
-    assert {name: row[3] for name, row in rows.items()} == {f"digit-{digit}": "3" for digit in range(5)}
+    held = sum(int(row[3]) for row in rows.values())
+    assert rows.keys() <= {f"digit-{digit}" for digit in range(5)} and 5 < held < 25  # about 15 of 60
     total = next(line.split() for line in adapted.stdout.splitlines() if line.split()[1:2] == ["all"])
     right = sum(int(row[7]) for row in rows.values())
-    assert total[3] == "15" and total[7] == f"{right / 15:.1%}"
+    assert total[3] == str(held) and total[7] == f"{right / held:.1%}"
     pictures = [sorted((site / f"digit-{digit}").glob("[0-9]*.png"))[0] for digit in range(5)]
-    said = run("classify", "mine.safetensors", *pictures, folder=work)
+    said = run("classify", *pictures, "--model", "mine.safetensors", folder=work)
     assert said.returncode == 0, said.stderr
-    lines = [line.rsplit(maxsplit=2) for line in said.stdout.splitlines()]
+    lines = [line.split("\t") for line in said.stdout.splitlines()]
     assert [line[0] for line in lines] == [str(picture) for picture in pictures]
     assert {line[1] for line in lines} <= {f"digit-{digit}" for digit in range(5)}
     assert all(line[2].endswith("%") and 20 <= float(line[2][:-1]) <= 100 for line in lines)
@@ -123,7 +158,9 @@ def test_classify_names_the_picture_that_cannot_be_read(site: Path, checkpoint: 
     broken = site / "digit-3" / "cut off.png"  # of whose name Pillow says nothing
     whole = sorted((site / "digit-3").glob("[0-9]*.png"))[0].read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
-    assert_user_error(run("classify", "site-model.safetensors", broken, folder=work), broken, "not a readable image")
+    assert_user_error(
+        run("classify", broken, "--model", "site-model.safetensors", folder=work), broken, "not a readable image"
+    )
 
 
 def test_a_wrong_word_on_the_command_line_is_exit_code_2(work: Path) -> None:
@@ -176,7 +213,7 @@ def test_a_model_that_was_there_survives_an_adaptation_that_fails(site: Path, ch
 def test_classify_refuses_a_checkpoint_in_place_of_a_model_and_says_how_to_make_one(
     site: Path, checkpoint: Path
 ) -> None:
-    text = refused("classify", checkpoint / "checkpoint.safetensors", site / "digit-0" / "cut off.png")
+    text = refused("classify", site / "digit-0" / "cut off.png", "--model", checkpoint / "checkpoint.safetensors")
     assert "is not a site's model; make one with 'fedreptile-site adapt'" in text
 
 
@@ -203,7 +240,7 @@ def test_classify_separates_its_columns_by_tabs_so_that_names_may_have_spaces(
     invoke("adapt", checkpoint, "--data", site, "--out", work / "m.safetensors")
     picture = work / "a picture [1].png"
     shutil.copy(sorted((site / "digit-0").glob("[0-9]*.png"))[0], picture)
-    path, name, confidence = invoke("classify", work / "m.safetensors", picture).rstrip("\n").split("\t")
+    path, name, confidence = invoke("classify", picture, "--model", work / "m.safetensors").rstrip("\n").split("\t")[:3]
     assert path == str(picture) and name.startswith("digit-") and confidence.endswith("%")
 
 
@@ -245,14 +282,14 @@ def test_a_hospitals_table_is_checked_adapted_to_and_new_patients_are_classified
     patients = tmp_path / "new patients.csv"
     lines = hospital.read_text().splitlines()
     patients.write_text("\n".join(line.rpartition(",")[0] for line in lines[:6]))
-    answers = [line.split("\t") for line in invoke("classify", model, patients).splitlines()]
+    answers = [line.split("\t") for line in invoke("classify", patients, "--model", model).splitlines()]
     assert [answer[0] for answer in answers] == [f"{patients}:{number}" for number in range(2, 7)]
     assert {answer[1] for answer in answers} <= set("01234")
     same = hospital.parent / "cleveland.csv"  # with the class still in it, the answers are the same
-    assert [line.split("\t")[1:] for line in invoke("classify", model, same).splitlines()[:5]] == [
+    assert [line.split("\t")[1:] for line in invoke("classify", same, "--model", model).splitlines()[:5]] == [
         answer[1:] for answer in answers
     ]
-    assert "lacks 7 of 7 agreed columns" in refused("classify", model, _table(tmp_path, "a,b\n1,2\n"))
+    assert "lacks 7 of 7 agreed columns" in refused("classify", _table(tmp_path, "a,b\n1,2\n"), "--model", model)
 
 
 def test_a_model_keeps_the_statistics_by_which_new_rows_are_standardised(tmp_path: Path) -> None:
@@ -260,10 +297,10 @@ def test_a_model_keeps_the_statistics_by_which_new_rows_are_standardised(tmp_pat
     settings: dict[str, Value] = {"data.kind": "table", "data.label": "num", "data.columns": HEART}
     model = tmp_path / "va.safetensors"
     invoke("adapt", run_with(tmp_path, settings), "--data", hospital, "--out", model)
-    all_rows = invoke("classify", model, hospital).splitlines()
+    all_rows = invoke("classify", hospital, "--model", model).splitlines()
     lines = hospital.read_text().splitlines()
     one_row = _table(tmp_path, "\n".join([lines[0], lines[17]]))
-    assert invoke("classify", model, one_row).split("\t")[1:] == [
+    assert invoke("classify", one_row, "--model", model).split("\t")[1:] == [
         *all_rows[16].split("\t")[1:-1],
         all_rows[16].split("\t")[-1] + "\n",
     ]
@@ -287,7 +324,7 @@ def test_gas_sensors_in_an_npz_file_are_adapted_to_and_classified(tmp_path: Path
     assert "model of 6 classes" in invoke("adapt", run_folder, "--data", batches, "--out", model)
     with np.load(batches) as opened:
         np.savez(tmp_path / "new.npz", x=opened["x"][:3])
-    answers = [line.split("\t") for line in invoke("classify", model, tmp_path / "new.npz").splitlines()]
+    answers = [line.split("\t") for line in invoke("classify", tmp_path / "new.npz", "--model", model).splitlines()]
     assert [answer[0] for answer in answers] == [f"{tmp_path / 'new.npz'}:{number}" for number in range(3)]
 
 

@@ -22,21 +22,30 @@ from hypothesis import strategies as st
 
 from common.errors import FedreptileError, RequestError, UpdateError
 from common.messages import (
+    GATE_SCALARS,
+    MOST_CLASSES,
     SCALARS,
     Agreement,
+    Candidate,
     ClassTable,
     Flat,
+    GateReport,
+    GateRequest,
     Introduction,
     Judged,
     Request,
     Update,
     decode_class_table,
+    decode_gate_report,
+    decode_gate_request,
     decode_introduction,
     decode_judged,
     decode_request,
     decode_scalars,
     decode_update,
     encode_class_table,
+    encode_gate_report,
+    encode_gate_request,
     encode_introduction,
     encode_judged,
     encode_request,
@@ -100,6 +109,24 @@ def introduction_codec(introduction: Introduction) -> Codec:
     return Codec(introduction, encode_introduction, decode_introduction)
 
 
+def gate_request_codec(agreed: Agreement) -> Codec:
+    """Two models, of which the champion has no class table."""
+    size = agreed.embedding
+    empty = ClassTable((), (), numbers(0, agreed.dtype).reshape(0, size))
+    table = ClassTable(("crack", "dent"), (5, 1), numbers(2 * size, agreed.dtype).reshape(2, size))
+    params, slots = numbers(agreed.params, agreed.dtype), numbers(agreed.slots, agreed.dtype)
+    champion, challenger = Candidate(params, slots, empty), Candidate(params + 1, slots, table)
+    return Codec(
+        GateRequest(4, "dent", champion, challenger),
+        lambda value: encode_gate_request(value, agreed.digest),
+        lambda content: decode_gate_request(content, agreed),
+    )
+
+
+def gate_report_codec(report: GateReport) -> Codec:
+    return Codec(report, encode_gate_report, decode_gate_report)
+
+
 FIGURES = {name: 1.0 + place / 3 for place, name in enumerate(sorted(SCALARS))}
 PER_CLASS = {"crack": (3, 5), "a/b": (0, 0), "Kratzer \u00fc": (2, 2)}
 
@@ -120,6 +147,15 @@ CODECS = {
     "introduction": introduction_codec(
         Introduction("line 1", {"b": 3, "a": 0}, "cuda:0", {"torch": "2.13", "flwr": "1"})
     ),
+    "introduction with a release": introduction_codec(
+        Introduction("line 1", {"a": 1}, "cpu", {}, release=7, refused=6, wishes={"dent": 10, "burr": 2})
+    ),
+    "gate request": gate_request_codec(AGREED),
+    "gate request without slots": gate_request_codec(SLOTLESS),
+    "gate report": gate_report_codec(
+        GateReport(dict.fromkeys(sorted(GATE_SCALARS), 0.5), {"crack": (5, 3, 4), "\u00fc": (0, 0, 0)}, (10, 9), (8, 0))
+    ),
+    "gate report, classes kept back": gate_report_codec(GateReport({"num-held-back": 3.0})),
     "introduction, classes kept back": introduction_codec(Introduction("s" * 200, {}, "", {})),
 }
 
@@ -147,6 +183,8 @@ def assert_equal(found: Any, expected: Any) -> None:
         if isinstance(theirs, np.ndarray):
             assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape), item.name
             assert mine.tobytes() == theirs.tobytes(), item.name
+        elif isinstance(theirs, Candidate | ClassTable):
+            assert_equal(mine, theirs)
         else:
             assert mine == theirs, item.name
             assert type(mine) is type(theirs) or isinstance(theirs, Mapping), item.name
@@ -563,6 +601,32 @@ MALFORMED_RECORDS: Table = {
         put("introduction", "packages", ["a", "a"]),
         "introduction",
     ),
+    "introduction: no release": ("introduction", drop("introduction", "release"), "missing-key"),
+    "introduction: a release of text": ("introduction", put("introduction", "release", "3"), "wrong-record"),
+    "introduction: a release that is true": ("introduction", put("introduction", "release", True), "wrong-record"),
+    "introduction: a release below none": ("introduction", put("introduction", "refused", -1), "wrong-record"),
+    "introduction: wishes without numbers": ("introduction", put("introduction", "wishes", ["dent"]), "introduction"),
+    "introduction: a wish of less than none": (
+        "introduction",
+        several(put("introduction", "wishes", ["dent"]), put("introduction", "wished", [-1])),
+        "wrong-record",
+    ),
+    "gate report: no folds": ("gate report", drop("per-class", "folds"), "missing-key"),
+    "gate report: an extra column": ("gate report", put("per-class", "samples", [1, 2]), "extra-key"),
+    "gate report: an extra record": ("gate report", EXTRA, "extra-key"),
+    "gate report: three folds": ("gate report", put("per-class", "folds", [9, 9, 9]), "per-class"),
+    "gate report: more recognised than tried": ("gate report", put("per-class", "folds", [9, 10]), "per-class"),
+    "gate report: more by the table than tried": ("gate report", put("per-class", "by-table", [0, 1]), "per-class"),
+    "gate report: more right than there are": ("gate report", put("per-class", "challenger", [6, 0]), "per-class"),
+    "gate report: more right before": ("gate report", put("per-class", "champion", [6, 0]), "per-class"),
+    "gate report: more than can be": ("gate report", put("per-class", "total", [10**9 + 1, 0]), "per-class"),
+    "gate report: a class named twice": ("gate report", put("per-class", "names", ["a", "a"]), "per-class"),
+    "gate report: half a fold": ("gate report", put("per-class", "folds", [9.5, 1.0]), "wrong-record"),
+    "gate report: a figure of rounds": ("gate report", put("scalars", "accuracy-after", 0.5), "extra-key"),
+    "gate report: more than everything": ("gate report", put("scalars", "accuracy-champion", 1.5), "scalars"),
+    "gate report: less than nothing": ("gate report", put("scalars", "num-held-back", -1.0), "scalars"),
+    "gate report: more inputs than can be": ("gate report", put("scalars", "num-held-back", 2e9), "scalars"),
+    "gate report: no number": ("gate report", put("scalars", "nll-champion", math.nan), "not-finite"),
     "request: an extra array": ("request", put("request", "labels", Array(numbers(3))), "extra-key"),
     "request: no params": ("request", drop("request", "params"), "missing-key"),
     "request: no slots": ("request", drop("request", "slots"), "missing-key"),
@@ -613,6 +677,43 @@ MALFORMED_REQUESTS: dict[str, Callable[[RecordDict], None]] = {
 @pytest.mark.parametrize("change", MALFORMED_REQUESTS.values(), ids=MALFORMED_REQUESTS.keys())
 def test_a_malformed_request_is_refused(change: Callable[[RecordDict], None]) -> None:
     codec = CODECS["request"]
+    content = codec.encode(codec.value)
+    change(content)
+    with pytest.raises(RequestError):
+        codec.decode(content)
+
+
+MALFORMED_GATES: dict[str, Callable[[RecordDict], None]] = {
+    "no arrays": drop("request"),
+    "no challenger": drop("request", "challenger"),
+    "no champion": drop("request", "champion"),
+    "no slots": drop("request", "champion-slots"),
+    "an extra array": put("request", "inputs", Array(numbers(2))),
+    "a challenger too short": put("request", "challenger", Array(numbers(3))),
+    "a champion in float64": put("request", "champion", Array(numbers(4, "float64"))),
+    "a value that is no number": put("request", "challenger", Array(np.full(4, np.nan, np.float32))),
+    "sums of other classes": put("request", "challenger-sums", Array(numbers(6))),
+    "sums of no class": put("request", "champion-sums", Array(numbers(2))),
+    "no sums": drop("request", "challenger-sums"),
+    "names without counts": put("config", "champion-names", ["crack"]),
+    "a class of none": put("config", "challenger-counts", [5, 0]),
+    "a class named twice": put("config", "challenger-names", ["crack", "crack"]),
+    "a class without a name": put("config", "class", ""),
+    "a class that is a number": put("config", "class", 5),
+    "a round of text": put("config", "round", "4"),
+    "a round below none": put("config", "round", -1),
+    "another manifest": put("config", "manifest", "f" * 64),
+    "an extra setting": put("config", "command", "rm"),
+    "classes without end": several(
+        put("config", "champion-names", [str(n) for n in range(MOST_CLASSES + 1)]),
+        put("config", "champion-counts", [1] * (MOST_CLASSES + 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", MALFORMED_GATES.values(), ids=MALFORMED_GATES.keys())
+def test_a_malformed_request_to_judge_two_models_is_refused(change: Callable[[RecordDict], None]) -> None:
+    codec = CODECS["gate request"]
     content = codec.encode(codec.value)
     change(content)
     with pytest.raises(RequestError):

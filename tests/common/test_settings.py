@@ -32,7 +32,7 @@ def declared() -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Every setting's key with its field."""
     for section in dataclasses.fields(Settings):
         for item in dataclasses.fields(getattr(Settings(), section.name)):
-            yield f"{section.name}.{item.name.replace('_', '-')}", item
+            yield f"{section.name}.{item.name.rstrip('_').replace('_', '-')}", item
 
 
 FIELDS = dict(declared())

@@ -210,3 +210,25 @@ def test_what_a_site_held_back_is_judged_with_a_support_from_what_it_trained_on(
         assert all(value % 100 < 50 for name in ("a", "b") for value in support[name])
         assert all(value % 100 >= 50 for name in ("a", "b") for value in query[name])
         assert not set(support["new"]) & set(query["new"])
+
+
+def test_a_class_can_be_in_every_episode_and_the_others_are_drawn_as_ever() -> None:
+    data = Numbered(dict.fromkeys("abcdefgh", 9))
+    firsts = set()
+    for seed in range(40):
+        plain, always = (
+            sample_episode(data, 3, 2, 1, torch.Generator().manual_seed(seed), always=name) for name in ("", "h")
+        )
+        assert "h" in always.classes and len(set(always.classes)) == 3
+        assert always.classes == (plain.classes if "h" in plain.classes else (*plain.classes[:2], "h"))
+        firsts |= set(always.classes)
+    assert firsts == set("abcdefgh")
+
+
+def test_a_class_that_the_site_does_not_have_changes_nothing() -> None:
+    data = Numbered(dict.fromkeys("abcd", 9))
+    for seed in range(5):
+        plain, always = (
+            sample_episode(data, 3, 2, 1, torch.Generator().manual_seed(seed), always=name) for name in ("", "z")
+        )
+        assert always.classes == plain.classes and torch.equal(always.support.inputs, plain.support.inputs)

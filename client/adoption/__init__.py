@@ -1,0 +1,1 @@
+"""Taking a release into use at a site."""

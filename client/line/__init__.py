@@ -1,0 +1,1 @@
+"""At the line: the models that a site has used, labelling, adaptation, and predictions for whoever asks."""
