@@ -44,6 +44,7 @@ bench: $(VENV)/.ready-to-run
 	$(BIN)/python -m simulations.benchmarks.federation
 	$(BIN)/python -m simulations.benchmarks.reading
 	$(BIN)/python -m simulations.benchmarks.deployment
+	$(BIN)/python -m simulations.benchmarks.line
 
 endurance: $(VENV)/.ready-to-test
 	$(BIN)/python -m pytest -m endurance $(TEST_ARGS)

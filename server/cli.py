@@ -12,7 +12,9 @@ from rich.text import Text
 
 from common.cli import run_cli
 from common.settings import Settings, flatten
+from server.campaigns.cli import app as campaign
 from server.enrolment.cli import app as enrol
+from server.releases.cli import app as release
 from server.service.cli import down, run, status, stop, units, up, wheelhouse
 from server.service.runs import read_journal
 
@@ -23,6 +25,8 @@ app = typer.Typer(help="A federation: its sites, its server, its runs.", no_args
 for command in (up, status, down, run, stop, units, wheelhouse):
     app.command()(command)
 app.add_typer(enrol, name="enrol")
+app.add_typer(release, name="release")
+app.add_typer(campaign, name="campaign")
 console = Console(soft_wrap=True)
 
 Journal = Sequence[Mapping[str, Any]]

@@ -98,6 +98,16 @@ class FederationHome:
         return self.path / "runs"
 
     @property
+    def releases(self) -> Path:
+        """Register, files and signing keys of releases, and the repository (server/releases/)."""
+        return self.path / "releases"
+
+    @property
+    def repository(self) -> Path:
+        """What sites may take: plain files that any static server can serve."""
+        return self.releases / "repository"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 

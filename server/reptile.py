@@ -8,23 +8,28 @@ import dataclasses
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from common.checkpoint import RunState
 from common.errors import PolicyRefusal, UpdateError
 from common.messages import (
+    Candidate,
     ClassTable,
+    GateReport,
+    GateRequest,
     Request,
     Update,
     decode_class_table,
+    decode_gate_report,
     decode_judged,
     decode_update,
+    encode_gate_request,
     encode_request,
     payload_bytes,
 )
@@ -59,7 +64,7 @@ class RoundReport:
     absent: Mapping[str, str] = field(default_factory=dict)
     """Sites of the run that could not be asked -> why."""
     ledgers: Mapping[str, str] = field(default_factory=dict)
-    """Sites whose updates were used -> hash of the entry in the site's own ledger, which so has a witness."""
+    """Sites whose updates were used -> stamp of the entry in the site's own ledger, which so has a witness."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Reptile(Strategy):
     ) -> Iterable[Message]:
         """Ask this round's sample of sites to adapt, and from time to time to judge as well."""
         self.roster.welcome(grid)
-        away = set(held_out(sorted(self.roster.nodes), self.settings))
+        away = set(held_out(self.roster.here, self.settings))
         names = [name for name in self.roster.free() if name not in away]
         chosen = sample_sites(names, self.state.round, self.settings)
         due = self._judging_is_due(self.state.round + 1) and not self.settings.judge.held_out
@@ -158,15 +163,17 @@ class Reptile(Strategy):
         return self.arrays(), MetricRecord(dict(self.report.figures))
 
     def needed(self, asked: int) -> int:
-        """Return how many usable updates a round with this many asked sites needs."""
-        return max(1, math.ceil(self.settings.outer.quorum * asked))
+        """Return how many usable updates a round with this many asked sites needs; in a campaign never one alone, so
+        that no aggregate is one site's update."""
+        least = 2 if self.settings.campaign.class_ else 1
+        return max(least, math.ceil(self.settings.outer.quorum * asked))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the held-out sites to judge, every ``judge.every`` rounds and after the last."""
         due = self._judging_is_due(self.state.round)
-        judges = set(held_out(sorted(self.roster.nodes), self.settings)) if due else set()
+        judges = set(held_out(self.roster.here, self.settings)) if due else set()
         return self._ask([name for name in self.roster.free() if name in judges], "evaluate", judge=True)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -194,18 +201,51 @@ class Reptile(Strategy):
         """Ask every site for sums of embeddings by class under the params as they are now."""
         return self._ask(self.roster.free(), "query.class_table", judge=False)
 
-    def add_class_tables(self, replies: Iterable[Message]) -> dict[str, tuple[torch.Tensor, int]]:
-        """Return sums of embeddings and counts by class name, over the sites that let theirs out."""
+    def add_class_tables(
+        self, replies: Iterable[Message], tell: Callable[[str, str], None] = lambda site, why: None
+    ) -> dict[str, tuple[torch.Tensor, int]]:
+        """Return sums of embeddings and counts by class name, over the sites that let theirs out.
+
+        Args:
+            tell: is told which site has classes that are not in its table, or no table, and why.
+        """
         sorted_out = sort_out(self.asked, replies)
         found: dict[str, tuple[torch.Tensor, int]] = {}
         for site, why in sorted_out.missing.items():
             log.info("no class table from site %s: %s", site, why)
+            tell(site, str(why))
         for site, reply in sorted_out.by_site.items():
             try:
-                _add_table(found, decode_class_table(self._opened(site, reply).content, self.plan.agreed))
+                table = decode_class_table(self._opened(site, reply).content, self.plan.agreed)
+                _add_table(found, table)
+                if few := sorted(self.roster.introductions[site].classes.keys() - set(table.names)):
+                    tell(site, f"classes.minimum: {', '.join(few)}")
             except UpdateError as error:
                 log.warning("class table of site %s dropped: %s", site, error)
+                tell(site, str(error))
         return dict(sorted(found.items()))
+
+    def ask_for_gate(self, champion: Candidate, challenger: Candidate) -> Iterable[Message]:
+        """Ask every site to judge two models on what it holds back."""
+        number = self.state.round + 1
+        request = GateRequest(number, self.settings.campaign.class_, champion, challenger)
+        return self._send(
+            self.roster.free(), "query.gate", encode_gate_request(request, self.plan.agreed.digest), number
+        )
+
+    def gate_reports(self, replies: Iterable[Message]) -> tuple[dict[str, GateReport], dict[str, str]]:
+        """Return the checked reports by site, and for the other asked sites why there is none."""
+        sorted_out = sort_out(self.asked, replies)
+        missing = {site: str(why) for site, why in sorted_out.missing.items()}
+        reports: dict[str, GateReport] = {}
+        for site, reply in sorted_out.by_site.items():
+            try:
+                reports[site] = decode_gate_report(self._opened(site, reply).content)
+            except UpdateError as error:
+                missing[site] = str(error)
+        for site, told in missing.items():
+            log.warning("gate: nothing used from site %s: %s", site, told)
+        return reports, missing
 
     def summary(self) -> None:
         """Log what the strategy does."""
@@ -229,13 +269,17 @@ class Reptile(Strategy):
         return Request(self.state.round + 1, params, self.plan.slots.pack(self.state.slots).numpy(), judge)
 
     def _ask(self, sites: list[str], kind: str, *, judge: bool) -> Iterable[Message]:
+        request = self._request(judge=judge)
+        return self._send(sites, kind, encode_request(request, self.plan.agreed.digest), request.round)
+
+    def _send(self, sites: list[str], kind: str, request: RecordDict, number: int) -> Iterable[Message]:
+        """Note what is asked of whom, sealed, and return the messages."""
         self.asked, self._bytes_down = Asked({}), 0
         if not sites:
             return []
-        request = self._request(judge=judge)
-        content = self.trust.request(encode_request(request, self.plan.agreed.digest), request.round, kind)
-        group = str(request.round)
-        self._question = Question(request.round, kind, base_of(content))
+        content = self.trust.request(request, number, kind)
+        group = str(number)
+        self._question = Question(number, kind, base_of(content))
         self.asked = Asked({site: Message(content, self.roster.nodes[site], kind, group_id=group) for site in sites})
         self._bytes_down = len(sites) * sum(payload_bytes(content).values())
         return self.asked.messages()

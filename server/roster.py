@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from common.messages import Introduction, decode_introduction
 from common.seeds import seed_of
 from common.settings import Settings
 from common.trust.seals import unsealed
+from server.collect import Asked, collect, sort_out
 from server.trust import NoKeys, Trust, base_of
 
 log = logging.getLogger("fedreptile.server")
@@ -67,6 +68,7 @@ class Roster:
     """Node ids and introductions by site name; who is busy, who rests, and who left.
 
     Args:
+        only: names of the sites that take part; none: all. The others introduce themselves and are asked nothing else.
         tell: is told what is waited for; empty: nothing any more.
         utc: seconds since 1970; sites may send so many bytes a day, in UTC.
     """
@@ -77,24 +79,34 @@ class Roster:
         now: Callable[[], float] = time.monotonic,
         tell: Callable[[str], None] = lambda text: None,
         utc: Callable[[], float] = time.time,
+        only: Collection[str] = (),
     ) -> None:
         self.nodes: dict[str, int] = {}
         self.introductions: dict[str, Introduction] = {}
         self.refused: dict[int, Refusal] = {}
         self.busy: dict[str, Busy] = {}
-        self.expected: set[str] = set()
+        self.expected: set[str] = set(only)
         """Sites that have taken part and are not given up."""
         self._asked: dict[str, Message] = {}
         self._since: dict[str, str] = {}
         """Node id -> when it had been activated as it was asked, by Flower."""
         self._site_of: dict[int, str] = {}
         """Node id -> site that has taken part."""
+        self._only = frozenset(only)
         self._trust = trust or NoKeys()
         self._now, self._tell, self._utc = now, tell, utc
 
+    def takes_part(self, site: str) -> bool:
+        return not self._only or site in self._only
+
+    @property
+    def here(self) -> list[str]:
+        """The sites that are here and take part, by name."""
+        return sorted(filter(self.takes_part, self.nodes))
+
     def free(self) -> list[str]:
-        """Return the sites that are here and not busy, by name."""
-        return sorted(self.nodes.keys() - self.busy.keys())
+        """Return those of them that are not busy."""
+        return [site for site in self.here if site not in self.busy]
 
     def absent(self) -> dict[str, str]:
         """Return the expected sites that cannot be asked, and why."""
@@ -179,6 +191,21 @@ class Roster:
         """Whether a node has been asked and has not answered yet."""
         return bool(self._asked)
 
+    def ask_anew(self, grid: Grid, deadline: float) -> None:
+        """Have all sites that are here introduce themselves again; one that does not keeps its last introduction."""
+        content = self._trust.request(RecordDict(), NO_ROUND, "query")
+        idle = {site: node for site, node in self.nodes.items() if site not in self.busy}
+        asked = Asked({site: Message(content, node, "query") for site, node in sorted(idle.items())})
+        for site, reply in sort_out(asked, collect(grid, asked, deadline)).by_site.items():
+            try:
+                introduction = decode_introduction(unsealed(reply.content))
+                self._trust.answer(reply.content, site, NO_ROUND, "query", base_of(content))
+                if introduction.name != site:
+                    raise UpdateError("wrong-name", f"site {site!r} now says that it is {introduction.name!r}")
+                self.introductions[site] = introduction
+            except UpdateError as error:
+                log.warning("the new introduction of site %s is not used: %s", site, error)
+
     def _answers(self, grid: Grid) -> Iterator[tuple[str, Message]]:
         """Yield the answers that are there, by node id."""
         key_of = {message.metadata.message_id: key for key, message in self._asked.items()}
@@ -205,7 +232,8 @@ class Roster:
         self.nodes[introduction.name] = node
         self._site_of[node] = introduction.name
         self.introductions[introduction.name] = introduction
-        self.expected.add(introduction.name)
+        if self.takes_part(introduction.name):
+            self.expected.add(introduction.name)
 
     def _introduction(self, node: int, reply: Message) -> Introduction:
         if reply.has_error():
@@ -226,14 +254,15 @@ class Roster:
         began = self._now()
         while True:
             self.welcome(grid)
-            if len(self.nodes) >= count:
+            here = len(self.here)
+            if here >= count:
                 return self._tell("")
-            known = len(self.nodes) + len(self.refused)
-            resting = len(self.nodes) + sum(refusal.rests for refusal in self.refused.values())
+            known = here + len(self.refused)
+            resting = here + sum(refusal.rests for refusal in self.refused.values())
             hopeless = not self._asked and known >= count
             if resting < count and (hopeless or self._now() - began >= deadline):
                 raise RoundError(self._too_few(count, self._now() - began))
-            self._tell(self._missing(f"{count - len(self.nodes)} more site(s)"))
+            self._tell(self._missing(f"{count - here} more site(s)"))
             sleep(PAUSE)
 
     def wait_for_share(
@@ -268,11 +297,11 @@ class Roster:
         return f"waiting for {what}" + "".join(f"; {site}: {why}" for site, why in reasons.items())
 
     def _too_few(self, count: int, seconds: float) -> str:
-        here = ", ".join(sorted(self.nodes)) or "none"
+        here = ", ".join(self.here) or "none"
         reasons = sorted({refusal.reason for refusal in self.refused.values()})
         refused = f"; {len(self.refused)} node(s) refused: {' | '.join(reasons)}" if reasons else ""
         return (
-            f"{len(self.nodes)} of {count} sites joined within {seconds:.0f} s (here: {here}{refused}); "
+            f"{len(self.here)} of {count} sites joined within {seconds:.0f} s (here: {here}{refused}); "
             "start or mend the other sites, or lower outer.join-sites"
         )
 

@@ -21,10 +21,11 @@ from common.messages import Introduction
 from common.paths import data_home, write_atomically
 from common.plan import Plan, plan_for
 from common.settings import Settings, flatten
+from server.campaigns.phases import Conductor, Releases
 from server.collect import collect, sort_out
 from server.reptile import Reptile, RoundReport
 from server.roster import Roster
-from server.service.runs import JOURNAL, LOCK, SITES, WAITING, read_journal, write_attempt
+from server.service.runs import JOURNAL, LOCK, MAY_CHANGE, SITES, WAITING, HeldError, read_journal, write_attempt
 from server.trust import trust_from_environment
 
 log = logging.getLogger("fedreptile.server")
@@ -35,18 +36,6 @@ IDENTITY, ISSUED = "identity", "issued"
 """What names the run in signatures; when the last request was signed."""
 LOCK_SECONDS = 90.0
 """A ServerApp that Flower has given up needs about a minute to notice."""
-MAY_CHANGE = frozenset(
-    {
-        "run.dir",
-        "run.resume",
-        "run.checkpoint-seconds",
-        "data.sites",
-        "outer.deadline",
-        "outer.join-sites",
-        "outer.join-deadline",
-    }
-)
-"""Settings that may differ when a run is resumed: they do not change what is computed."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +61,11 @@ class RunFolder:
         """Keep the folder to this process, and note which attempt it is.
 
         Raises:
-            RoundError: if another one has it, such as a run that seemed lost.
+            HeldError: if another one has it, such as a run that seemed lost.
         """
         file = hold(self.path / LOCK, LOCK_SECONDS)
         if file is None:
-            raise RoundError(f"another process works on the run in {self.path}; stop that one, or wait for its end")
+            raise HeldError(f"another process works on the run in {self.path}; stop that one, or wait for its end")
         with file:
             if attempt:
                 write_attempt(self.path, attempt)
@@ -158,34 +147,55 @@ def load_or_begin(plan: Plan, folder: RunFolder) -> RunState:
 
 
 def run_federation(
-    grid: Grid, settings: Settings, now: Callable[[], float] = time.monotonic, attempt: int = 0
+    grid: Grid,
+    settings: Settings,
+    now: Callable[[], float] = time.monotonic,
+    attempt: int = 0,
+    releases: Releases | None = None,
 ) -> RunState:
-    """Run all rounds over a grid and return the last state.
+    """Run all rounds over a grid, and what follows them in a campaign; return the last state.
 
     The state is on disk every ``run.checkpoint-seconds``, at the end, and when interrupted.
 
     Args:
         attempt: Flower's id of the run; 0 if it has none.
+        releases: where a campaign releases its model to; None: nowhere.
 
     Raises:
-        RoundError: if too few sites join, too many rounds in a row have no quorum, or another process is at it.
+        RoundError: if too few sites join, or too many rounds in a row have no quorum.
+        HeldError: if another process is at it.
+        CampaignError: if a campaign does not come to a release at its sites.
         CheckpointError, SettingsError: see ``load_or_begin``.
     """
     plan, folder = plan_for(settings), RunFolder.of(settings)
     with folder.held(attempt):
-        return _all_rounds(grid, plan, folder, now)
+        return _all_rounds(grid, plan, folder, now, releases)
 
 
-def _all_rounds(grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], float]) -> RunState:
+def _all_rounds(
+    grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], float], releases: Releases | None
+) -> RunState:
     settings = plan.settings
+    campaign = None
+    if settings.campaign.class_:
+        campaign = Conductor(folder.path, releases, folder.note_waiting, folder.note_sites, now)
+        campaign.check()
     trust = trust_from_environment(folder.identity(), folder.path / ISSUED)
-    strategy = Reptile(plan, load_or_begin(plan, folder), Roster(trust, tell=folder.note_waiting), trust)
-    if strategy.state.round >= settings.run.rounds and (strategy.state.prototypes or not settings.outer.class_tables):
+    roster = Roster(trust, tell=folder.note_waiting, only=settings.campaign.site_names)
+    strategy = Reptile(plan, load_or_begin(plan, folder), roster, trust)
+    wants_tables = campaign.wants_tables if campaign else settings.outer.class_tables and not strategy.state.prototypes
+    if (
+        strategy.state.round >= settings.run.rounds
+        and not wants_tables
+        and (campaign is None or campaign.campaign.over)
+    ):
         log.info("all %d rounds are done already", settings.run.rounds)
         return strategy.state
     written = now()
     try:
         strategy.roster.wait_for(grid, settings.outer.join_sites, settings.outer.join_deadline)
+        if campaign is not None:
+            campaign.gather(grid, strategy)
         _check_held_out(strategy)
         strategy.summary()
         while strategy.state.round < settings.run.rounds:
@@ -200,14 +210,22 @@ def _all_rounds(grid: Grid, plan: Plan, folder: RunFolder, now: Callable[[], flo
             if now() - written >= settings.run.checkpoint_seconds:
                 write_checkpoint(folder.checkpoint, strategy.state, settings)
                 written = now()
-        if settings.outer.class_tables:
+        left_out: dict[str, str] = {}
+        if wants_tables and settings.outer.class_tables:
+            if campaign is not None:
+                campaign.tables_asked()
             strategy.ask_for_class_tables()
             replies = collect(grid, strategy.asked, settings.outer.deadline)
-            strategy.state = dataclasses.replace(strategy.state, prototypes=strategy.add_class_tables(replies))
+            tables = strategy.add_class_tables(replies, left_out.__setitem__)
+            strategy.state = dataclasses.replace(strategy.state, prototypes=tables)
     finally:
         folder.note_waiting("")
         if strategy.state.round:
             write_checkpoint(folder.checkpoint, strategy.state, settings)
+    if campaign is not None:
+        if wants_tables:
+            campaign.tables_in(strategy.state.prototypes, left_out)
+        campaign.go_on(grid, strategy)
     return strategy.state
 
 

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOC = ROOT / "docs" / "troubleshooting.md"
 PLACES = (
     *("client/check", "client/door", "client/enrolment", "client/relay", "client/service", "client/worker"),
-    *("common/deployment", "common/trust", "server/enrolment", "server/gateway", "server/service"),
+    *("client/adoption", "client/line", "common/releases", "server/releases"),
+    *("common/deployment", "common/trust", "server/campaigns", "server/enrolment", "server/gateway", "server/service"),
     *("client/home.py", "common/messages.py", "server/app.py", "server/collect.py", "server/home.py"),
     *("server/reptile.py", "server/roster.py", "server/rounds.py", "server/trust.py"),
 )

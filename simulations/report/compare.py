@@ -13,7 +13,7 @@ from rich.table import Table
 from common.errors import SettingsError
 from common.paths import write_atomically
 from common.settings import Value, flatten, parse_toml
-from server.rounds import MAY_CHANGE
+from server.service.runs import MAY_CHANGE
 from simulations.judging.evaluate import Evaluation, SiteRow
 from simulations.report.formats import environment, size
 from simulations.report.plots import Curve, Dot, curves_plot, dots_plot, judged_rounds

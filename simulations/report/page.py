@@ -1,6 +1,5 @@
 """One HTML page about a run, for people who do not read code: needs no network, no script, nothing beside it."""
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from statistics import fmean
 from markupsafe import Markup
 
 from common.paths import write_atomically
-from common.settings import Settings, Value, as_toml, flatten
+from common.settings import Settings, Value, as_toml, flatten, meanings
 from server.reptile import RoundReport
 from simulations.judging.evaluate import Evaluation, Score, SiteRow
 from simulations.report.examples import telling_columns
@@ -254,13 +253,8 @@ def site_counts(journal: Sequence[RoundReport]) -> list[SiteCount]:
 
 def setting_rows(settings: Settings) -> list[SettingRow]:
     """Return every setting with its default; of paths the last part only."""
-    meanings = {
-        f"{section.name}.{item.name}".replace("_", "-"): item.metadata["meaning"]
-        for section in dataclasses.fields(settings)
-        for item in dataclasses.fields(getattr(settings, section.name))
-    }
-    defaults = flatten(Settings())
-    return [SettingRow(key, value, defaults[key], meanings[key]) for key, value in shown_settings(settings).items()]
+    meaning, defaults = meanings(settings), flatten(Settings())
+    return [SettingRow(key, value, defaults[key], meaning[key]) for key, value in shown_settings(settings).items()]
 
 
 def _mean(trained: bool, rows: Sequence[SiteRow]) -> GroupMean:

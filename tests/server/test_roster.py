@@ -7,9 +7,10 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from common.errors import PolicyRefusal, RoundError
+from common.messages import Introduction, encode_introduction
 from common.settings import Settings
 from server.roster import Roster, held_out, sample_sites
-from tests.server.scripted import Clock, ScriptedGrid, introduction, site, small_plan
+from tests.server.scripted import Answer, Clock, ScriptedGrid, introduction, site, small_plan
 
 NAMES = [f"site-{i:02d}" for i in range(12)]
 
@@ -306,3 +307,59 @@ def test_a_site_whose_answer_never_comes_is_asked_again_in_the_end() -> None:
     clock.sleep(20.0)
     roster.welcome(grid)
     assert roster.free() == ["a"]
+
+
+# Campaigns: some of the sites, asked again which release they run
+
+
+def releasing(name: str, releases: dict[str, int]) -> Answer:
+    return lambda message: encode_introduction(Introduction(name, {}, "cpu", {}, releases.get(name, 0)))
+
+
+def test_only_chosen_sites_take_part_and_the_others_are_known() -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: introduction("south")})
+    roster = Roster(only=("south", "west"))
+    roster.welcome(grid)
+    assert roster.nodes.keys() == roster.introductions.keys() == {"north", "south"}
+    assert roster.here == roster.free() == ["south"] and roster.expected == {"south", "west"}
+    assert roster.absent() == {"west": "not connected"}
+
+
+def test_sites_that_were_not_chosen_are_not_counted_when_sites_are_waited_for() -> None:
+    clock = Clock()
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: introduction("south")})
+    roster = Roster(now=clock.now, only=("south", "west"))
+    with pytest.raises(RoundError, match=r"1 of 2 sites joined.*here: south"):
+        roster.wait_for(grid, 2, 1.0, sleep=clock.sleep)
+
+
+def test_sites_are_asked_again_which_release_they_run() -> None:
+    releases: dict[str, int] = {}
+    grid = ScriptedGrid({5: releasing("north", releases), 7: releasing("south", releases)})
+    roster = Roster()
+    roster.welcome(grid)
+    releases |= {"north": 3, "south": 4}
+    assert roster.introductions["north"].release == 0
+    roster.ask_anew(grid, 1.0)
+    assert {name: said.release for name, said in roster.introductions.items()} == {"north": 3, "south": 4}
+
+
+@pytest.mark.parametrize("answer", [Error(100, "broken"), RecordDict(), introduction("south")])
+def test_a_site_that_does_not_say_it_again_keeps_its_last_word(answer: RecordDict | Error) -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north")})
+    roster = Roster()
+    roster.welcome(grid)
+    before = roster.introductions["north"]
+    grid.answers[5] = lambda m: answer
+    roster.ask_anew(grid, 0.1)
+    assert roster.introductions == {"north": before} and roster.nodes == {"north": 5}
+
+
+def test_a_busy_site_is_not_asked_again() -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north")})
+    roster = Roster()
+    roster.welcome(grid)
+    roster.keep_busy(grid, "north", {"m9"}, 1, 60.0)
+    before = len(grid.sent)
+    roster.ask_anew(grid, 0.1)
+    assert len(grid.sent) == before

@@ -1,0 +1,1 @@
+"""Campaigns: a new class for everybody, through a gate, in steps."""
