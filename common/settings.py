@@ -206,11 +206,11 @@ class GateSettings:
     """What the challenger of a campaign must reach before it is released, judged at sites on what they hold back."""
 
     least_recall: float = setting(
-        0.8, "new class: least part recognised in leave-one-out, at the worst site that has it", least=0, most=1
+        0.8, "new class: least part recognised in leave-one-out, at each site that has it", least=0, most=1
     )
     least_by_table: float = setting(
         0.8,
-        "new class: least part recognised by its class table alone, if there is one, as at sites without it",
+        "new class: least part recognised by just its class table, if there is one, as at sites without it",
         least=0,
         most=1,
     )
@@ -218,7 +218,7 @@ class GateSettings:
         5.0, "points by which the recall of an old class may fall, over all sites or without any one", least=0, most=100
     )
     most_site_drop: float = setting(
-        5.0, "points by which the accuracy on old classes may fall at the worst site", least=0, most=100
+        5.0, "points by which the accuracy on old classes may fall at any site", least=0, most=100
     )
     slack: int = setting(
         1, "held-back inputs that may be lost whatever the points: with few, one is many points", least=0
@@ -228,7 +228,7 @@ class GateSettings:
     )
     least_unknown: float = setting(
         0.7,
-        "least area under the ROC curve of unknown against known, the new class hidden, at the worst site",
+        "least area under the ROC curve of unknown against known, the new class hidden, at each site",
         least=0,
         most=1,
     )

@@ -17,6 +17,9 @@ from server.service.runs import RECORD, RunRecord, ask_for_run
 INITIAL = "champion.safetensors"
 """In a campaign's folder: the release that it starts from, as a checkpoint."""
 
+STEP_SIZE = 0.3
+"""Of the outer steps: few gentle rounds, since old classes suffer from large ones and a new class hardly gains."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -94,6 +97,8 @@ def campaign_settings(agreed: Settings, wanted: Wanted, release: int, initial: s
         "run.resume": True,
         "outer.sites-per-round": 0,
         "outer.class-tables": True,
+        "outer.meta-step-size": STEP_SIZE,
+        "inner.learning-rate": agreed.adaptation.learning_rate,
         "judge.every": 0,
         "judge.held-out": 0,
         **({"model.initial": initial} if initial else {}),

@@ -13,8 +13,8 @@ LINES = ("line-1", "line-2", "line-3", "line-4")
 AT_A_LINE, HIDDEN, NEW = 30, 40, 10
 """Pictures of a defect: at each line, for the judging at the end, and of the new one."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "run": {"rounds": 100, "seed": 0},
-    "data": {"size": 64, "channels": 1, "hold-back": 0.2},
+    "run": {"rounds": 300, "seed": 0},
+    "data": {"size": 32, "channels": 1, "hold-back": 0.2},
     "episode": {"way": 6, "shot": 10, "query": 5},
     "model": {"width": 32, "sharpness": 20.0},
     "inner": {"learning-rate": 0.2, "steps": 2, "batch-size": 30, "augment": "affine+flip"},
