@@ -16,6 +16,7 @@ import simulations.cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "docs" / "new-defect.md").read_text(encoding="utf-8")
 APPS = {
     "fedreptile-sim": simulations.cli.app,
     "fedreptile-site": client.cli.app,
@@ -24,7 +25,7 @@ APPS = {
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```sh\n(.*?)```", README + TUTORIAL, flags=re.DOTALL)
     return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
 
 
@@ -39,7 +40,11 @@ def test_readme_shows_commands_of_all_three_groups_of_users() -> None:
 def test_a_command_in_readme_exists_with_its_options(line: str) -> None:
     name, sub, *words = line.split()
     command = typer.main.get_command(APPS[name])
-    found = command.get_command(command.make_context(name, ["--help"], resilient_parsing=True), sub)  # type: ignore[attr-defined]
+    context = command.make_context(name, ["--help"], resilient_parsing=True)
+    found = command.get_command(context, sub)  # type: ignore[attr-defined]
+    while hasattr(found, "get_command"):  # a group, such as 'release'
+        sub = words.pop(0)
+        found = found.get_command(context, sub)
     assert found is not None, f"{name} has no command {sub}"
     known = {option for parameter in found.params for option in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= known
