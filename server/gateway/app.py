@@ -168,7 +168,7 @@ class Gateway:
             headers = {"content-type": "application/octet-stream", "content-length": str(size)}
             await request.start(200, {**headers, **self._own})
             while size:
-                part = await asyncio.to_thread(file.read, min(size, PART))
+                part = file.read(min(size, PART))  # a thread would cost more memory than such a part time
                 if not part:
                     request.scope["state"]["abort"]()
                     return
