@@ -48,6 +48,10 @@ def shift_clock(real: Callable[[], float] = time.time) -> None:
         from client.door import ledger
 
         replace(ledger, "now", _shifted)
+    if "client.relay" in sys.orig_argv:
+        from client.relay import app
+
+        replace(app, "now", _shifted)
 
 
 def _shifted(now: Callable[[], datetime]) -> Callable[[], datetime]:
