@@ -83,7 +83,8 @@ class Learned:
     samples: Mapping[str, int]
     """Class -> samples that the site has."""
     seconds: float
-    """From the samples on the disk to the adapted model in the store, without the judging of classes with few."""
+    """From the samples on the disk to the adapted model beside the old one; without keeping it, and without the judging
+    of classes with few."""
 
 
 def store_of(home: SiteHome) -> Store:

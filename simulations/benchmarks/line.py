@@ -69,7 +69,7 @@ def main() -> None:
     console.print(table)
     median, late = np.percentile(seconds, [50, 95])
     console.print(
-        f"from {5 * KNOWN + NEW} labelled samples to the adapted model, judged and kept: p50 {median:.2f} s, "
+        f"from {5 * KNOWN + NEW} labelled samples to the adapted model, judged beside the old one: p50 {median:.2f} s, "
         f"p95 {late:.2f} s ({len(seconds)} times, decoded pictures cached); {seconds[0]:.2f} s the first time"
     )
 
