@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from client.adoption.fetch import newest_number
-from client.home import SiteConfig, SiteHome
-from client.line.store import Store, is_new
+from client.home import SiteHome
+from client.line.store import is_new, store_of
 from common.deployment.supervisor import end_with_parent, module
 from common.errors import FedreptileError
 from common.log import show_log
@@ -32,7 +32,7 @@ def main() -> None:
     config, said = home.config(), ""
     while True:
         try:
-            look(home, config)
+            look(home)
             said = ""
         except FedreptileError as error:
             if str(error) != said:
@@ -41,14 +41,14 @@ def main() -> None:
         time.sleep(config.adopt_seconds * random.uniform(*SPREAD))
 
 
-def look(home: SiteHome, config: SiteConfig) -> None:
+def look(home: SiteHome) -> None:
     """Have a release that is new to the site taken up.
 
     Raises:
-        TrustError, DeployError, CheckpointError, WritingError: if that cannot be told now.
+        SettingsError, TrustError, DeployError, CheckpointError, WritingError: if that cannot be told now.
     """
     number = newest_number(home)
-    if not is_new(Store(home.models, config.models_megabytes * 1_000_000), number):
+    if not is_new(store_of(home), number):
         return
     log.info("release %d is new", number)
     subprocess.run([*module("client.cli"), "adopt", "--home", str(home.path)], check=False)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from client.adoption.fetch import Fetched
 from client.home import SiteHome
-from client.line.learn import Learned, learn, read_shared, store_of
-from client.line.store import Entry, Store
+from client.line.learn import Learned, learn, read_shared
+from client.line.store import Entry, Store, store_of
 from client.settings import settings_of
 from common.errors import SettingsError, SiteDataError
 from common.settings import Settings, flatten

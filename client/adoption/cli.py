@@ -9,7 +9,7 @@ from rich.text import Text
 
 from client.adoption.fetch import fetch
 from client.home import SiteHome
-from client.line.store import Store, is_new
+from client.line.store import is_new, store_of
 from common.errors import DeployError
 
 console = Console(soft_wrap=True)
@@ -32,7 +32,7 @@ def adopt(
     if fetched is None:
         console.print("there is no release for this site yet")
         return
-    store = Store(site.models, site.config().models_megabytes * 1_000_000)
+    store = store_of(site)
     if not again and not is_new(store, fetched.number):
         what = "was refused here" if store.standing().refused == fetched.number else "has been taken up"
         console.print(f"release {fetched.number} {what}; --again takes it up once more")
@@ -40,7 +40,7 @@ def adopt(
     from client.adoption.adopt import take_up
     from client.line.cli import show_learned
 
-    found = take_up(site, fetched, lambda text: None)
+    found = take_up(site, fetched)
     if found.learned is not None:
         show_learned(found.learned)
     if found.refused:

@@ -26,8 +26,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from client.data.images import UnreadableImageError, read_image
 from client.data.indexed import as_input
 from client.home import SiteHome
-from client.line.learn import store_of
-from client.line.store import Entry, Store
+from client.line.store import Entry, Store, store_of
 from client.model import Prediction, SiteModel, read_model
 from common import VERSION
 from common.errors import CheckpointError, DeployError

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.home import SiteHome
-from client.line.store import Entry, Store
+from client.line.store import Entry, Store, store_of
 from common.errors import CheckpointError, SettingsError
 from common.settings import Value, parse_assignments
 
@@ -150,14 +150,14 @@ def rollback(
     home: Home = None,
 ) -> None:
     """Go back to the model that was in use before, or to any that is kept: at once, and without the network."""
-    store = _store(SiteHome.of(home))
+    store = store_of(SiteHome.of(home))
     entry = store.rollback(to, "by hand")
     console.print(Text(f"model {entry.number} is in use ({entry.about.made}, of {entry.about.when})"))
 
 
 def history(home: Home = None, as_json: AsJson = False) -> None:
     """Show what happened to the site's models, and which are kept and can be gone back to."""
-    store = _store(SiteHome.of(home))
+    store = store_of(SiteHome.of(home))
     current, kept = store.current(), {entry.number: entry for entry in store.entries()}
     events = store.history()
     if as_json:
@@ -198,12 +198,8 @@ class _Wanted:
         return self.use or self.discard or bool(self.campaign)
 
 
-def _store(site: SiteHome) -> Store:
-    return Store(site.models, site.config().models_megabytes * 1_000_000)
-
-
 def _in_use(site: SiteHome) -> Entry:
-    current = _store(site).current()
+    current = store_of(site).current()
     if current is None:
         raise CheckpointError(
             f"no model is in use at {site.path}; make one with 'fedreptile-site adapt', or give --model FILE"
@@ -252,7 +248,7 @@ def _adapt_here(
     show_learned(found)
     if not wanted.decided and sys.stdin.isatty() and console.is_terminal:
         wanted = _asked(found)
-    _decide(_store(site), found, wanted)
+    _decide(store_of(site), found, wanted)
 
 
 def _asked(found: "Learned") -> _Wanted:
@@ -284,7 +280,7 @@ def _decide(store: Store, found: "Learned", wanted: _Wanted) -> None:
 
 def show_learned(found: "Learned") -> None:
     """Print the new model beside the old one."""
-    from client.line.learn import interval
+    from common.learning.interval import wilson
 
     comparison = found.comparison
     before, after = comparison.old.per_class(), comparison.new.per_class()
@@ -297,7 +293,7 @@ def show_learned(found: "Learned") -> None:
     )
     console.print(table if comparison.new.total else "no sample was held back, so the model is not judged on any")
     for name, (right, total) in comparison.left_out.items():
-        low, high = interval(right, total)
+        low, high = wilson(right, total)
         proof = "little" if total < 30 else "some"
         console.print(
             Text(

@@ -1,6 +1,5 @@
 """Adaptation at the line: a new model from the site's own samples, beside the one in use, for a person to decide on."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from client.data.held import Part, apart
 from client.data.indexed import IndexedData, as_input
 from client.data.sites import open_site_data
 from client.home import SiteHome
-from client.line.store import About, Entry, Store
+from client.line.store import About, Entry, Store, store_of
 from client.model import SiteModel, adapt_site, read_model
 from common.checkpoint import Checkpoint, read_checkpoint
 from common.errors import CheckpointError, SiteDataError
@@ -27,8 +26,6 @@ FEW = 20
 """Samples up to which a class is judged by leaving out one at a time."""
 MOST_LEFT_OUT = 20
 """Adaptations that this may take in all; new classes come first."""
-Z = 1.959964
-"""Of a standard normal variable 95 % lie so near to 0."""
 
 Progress = Callable[[str], None]
 
@@ -85,10 +82,6 @@ class Learned:
     seconds: float
     """From the samples on the disk to the adapted model beside the old one; without keeping it, and without the judging
     of classes with few."""
-
-
-def store_of(home: SiteHome) -> Store:
-    return Store(home.models, home.config().models_megabytes * 1_000_000)
 
 
 def learn(
@@ -189,13 +182,6 @@ def compare(whole: IndexedData, held: SiteData, old: SiteModel | None, new: Site
                 if before != after
             ]
     return Comparison(_tally(tallies[0]), _tally(tallies[1]), tuple(changed), (unknown[0], unknown[1]))
-
-
-def interval(right: int, total: int) -> tuple[float, float]:
-    """Return between what the true rate lies with 95 % confidence (Wilson's score interval)."""
-    rate, weight = right / total, Z * Z / total
-    centre, half = rate + weight / 2, Z * math.sqrt(rate * (1 - rate) / total + weight / (4 * total))
-    return max(0.0, (centre - half) / (1 + weight)), min(1.0, (centre + half) / (1 + weight))
 
 
 def _base_of(store: Store, current: Entry | None) -> Checkpoint:

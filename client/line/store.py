@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.home import SiteHome
 from common.deployment.lock import hold
 from common.errors import CheckpointError, WritingError
 from common.paths import read_table, write_atomically
@@ -355,6 +356,11 @@ class Store:
 
     def _now(self) -> str:
         return self._clock().isoformat(timespec="seconds")
+
+
+def store_of(home: SiteHome) -> Store:
+    """Return the store of a site. Raises SettingsError if ``site.toml`` cannot be used."""
+    return Store(home.models, home.config().models_megabytes * 1_000_000)
 
 
 def is_new(store: Store, number: int) -> bool:

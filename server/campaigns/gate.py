@@ -8,14 +8,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from common.learning.interval import wilson
 from common.messages import MODELS, GateReport
 from common.settings import GateSettings
 
 LEAST_JUDGES = 2
 FEW = 30
 """Below so many inputs an interval comes with a warning."""
-Z = 1.959964
-"""Of 95 % of the normal distribution."""
 NEAR = 1e-6
 
 
@@ -145,16 +144,6 @@ def judge_challenger(
         sum(site.tried_by_table for site in judges),
         sum(site.recognised_by_table for site in judges),
     )
-
-
-def wilson(right: int, tried: int) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion (Wilson 1927); 0 to 1 if nothing was tried."""
-    if not tried:
-        return 0.0, 1.0
-    part, square = right / tried, Z * Z
-    centre = (part + square / (2 * tried)) / (1 + square / tried)
-    half = Z * math.sqrt(part * (1 - part) / tried + square / (4 * tried**2)) / (1 + square / tried)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def told_interval(new_class: str, right: int, tried: int) -> str:

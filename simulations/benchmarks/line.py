@@ -28,7 +28,8 @@ from rich.table import Table
 from client.data.images import read_image
 from client.data.indexed import as_input
 from client.home import SiteHome
-from client.line.learn import learn, store_of
+from client.line.learn import learn
+from client.line.store import store_of
 from client.model import SiteModel, read_model
 from common.checkpoint import NAME, RunState, write_checkpoint
 from common.deployment.supervisor import script

@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 
-from client.line.learn import store_of
+from client.line.store import store_of
 from simulations.engine import in_process
 from tests.deployment.deployed import Deployment
 from tests.deployment.pair import flat

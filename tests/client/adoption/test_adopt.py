@@ -16,8 +16,7 @@ import torch
 from client.adoption.adopt import Adoption, take_up
 from client.adoption.fetch import Fetched
 from client.home import SiteHome
-from client.line.learn import store_of
-from client.line.store import is_new
+from client.line.store import is_new, store_of
 from client.model import read_model
 from common.checkpoint import read_checkpoint
 from common.releases.artefact import Artefact, encode, of_checkpoint

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 from client.home import SiteHome
-from client.line.learn import store_of
-from client.line.store import About, Entry
+from client.line.store import About, Entry, store_of
 from client.model import SiteModel, adapt_site
 from common.checkpoint import RunState, read_checkpoint, write_checkpoint
 from common.learning.threads import threads

@@ -24,7 +24,7 @@ from PIL import Image
 from client.home import SiteHome
 from client.line import api
 from client.line.api import app_for, token_file
-from client.line.learn import store_of
+from client.line.store import store_of
 from client.model import SiteModel
 from common.errors import DeployError
 from tests.client.line.place import checkpoint_in, in_use, model_of, site_at

@@ -11,10 +11,11 @@ from client.cli import app
 from client.data.folder import open_folder
 from client.data.held import apart
 from client.home import SiteHome
-from client.line.learn import interval, learn, store_of
-from client.line.store import About
+from client.line.learn import learn
+from client.line.store import About, store_of
 from client.model import read_model
 from common.errors import CheckpointError, SettingsError
+from common.learning.interval import wilson
 from tests.client.line.place import checkpoint_in, site_at
 from tests.client.small import settings_with
 
@@ -134,7 +135,7 @@ def test_a_class_with_few_samples_is_judged_by_leaving_out_each_of_them(
     ("right", "total", "low", "high"), [(10, 10, 0.7225, 1.0), (9, 10, 0.5958, 0.9821), (0, 10, 0.0, 0.2775)]
 )
 def test_the_interval_is_wilsons(right: int, total: int, low: float, high: float) -> None:
-    assert interval(right, total) == pytest.approx((low, high), abs=1e-4)
+    assert wilson(right, total) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_shared_model_is_kept_so_that_adaptation_can_start_there_again(home: SiteHome, checkpoint: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from common.learning.interval import wilson
 from common.messages import GateReport
 from common.settings import GateSettings
-from server.campaigns.gate import Verdict, judge_challenger, wilson
+from server.campaigns.gate import Verdict, judge_challenger
 
 NEW = "dent"
 RULES = GateSettings()
