@@ -45,6 +45,7 @@ bench: $(VENV)/.ready-to-run
 	$(BIN)/python -m simulations.benchmarks.reading
 	$(BIN)/python -m simulations.benchmarks.deployment
 	$(BIN)/python -m simulations.benchmarks.line
+	$(BIN)/python -m simulations.benchmarks.rollout
 
 endurance: $(VENV)/.ready-to-test
 	$(BIN)/python -m pytest -m endurance $(TEST_ARGS)

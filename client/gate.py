@@ -29,6 +29,8 @@ class Sides:
 
     champion: Checkpoint
     challenger: Checkpoint
+    exact: Checkpoint | None = None
+    """The challenger before its params were rounded; None: they were not."""
 
     def items(self) -> Sequence[tuple[str, Checkpoint]]:
         return (("champion", self.champion), ("challenger", self.challenger))
@@ -54,6 +56,9 @@ def judge_models(
             figures = {"accuracy": found.accuracy, "nll": found.mean_nll, "ece": found.ece}
             # A model that diverged has figures that are no numbers; its accuracy says enough.
             scalars |= {f"{figure}-{name}": value for figure, value in figures.items() if np.isfinite(value)}
+        if sides.exact is not None:
+            exact = _judged(adapt_site(sides.exact, train)[0], held, new_class, new=False)
+            scalars["accuracy-exact"] = exact.accuracy
     hidden = _Hidden.of(sides, train, held, new_class)
     by_table = (0, 0)
     if hidden is not None:

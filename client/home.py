@@ -127,6 +127,16 @@ class SiteHome:
         return self.path / "models"
 
     @property
+    def watched(self) -> Path:
+        """Where the page looks for new pictures, unless it is told another folder."""
+        return self.path / "watched"
+
+    @property
+    def dropped(self) -> Path:
+        """Pictures that people gave to the page."""
+        return self.path / "dropped"
+
+    @property
     def releases(self) -> Path:
         """What the site knows of releases: the trusted root and newer metadata, and the files that it has taken."""
         return self.path / "releases"

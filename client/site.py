@@ -159,7 +159,11 @@ class Site:
         """
         steps = self._capped_loop(self.settings.adaptation).steps
         settings = self.settings.with_values({"adapt.steps": steps})
-        sides = Sides(self._checkpoint(request.champion, settings), self._checkpoint(request.challenger, settings))
+        challenger = self._checkpoint(request.challenger, settings)
+        exact = None
+        if request.exact is not None:
+            exact = self._checkpoint(dataclasses.replace(request.challenger, params=request.exact), settings)
+        sides = Sides(self._checkpoint(request.champion, settings), challenger, exact)
         with threads(self.site.threads):
             own = self._in_table(request)
             report = judge_models(sides, self.data, self.held_back, request.new_class, own)

@@ -30,6 +30,7 @@ MODELS = ("champion", "challenger")
 GATE_SCALARS = frozenset(
     {"num-held-back", "num-unknown"}
     | {f"{figure}-{model}" for figure in ("accuracy", "nll", "ece", "unknown") for model in MODELS}
+    | {"accuracy-exact"}
 )
 """The only figures that a site may report to a gate."""
 MOST_CLASSES = 10_000
@@ -128,13 +129,16 @@ class GateRequest:
     new_class: str
     champion: Candidate
     challenger: Candidate
+    exact: Flat | None = None
+    """The challenger's params before they were rounded for a small difference; None: they were not."""
 
 
 @dataclass(frozen=True)
 class GateReport:
     """A site's judgement of two models. What its policy does not let out is not there.
 
-    Scalars: ``num-held-back`` inputs of old classes, accuracy, mean nll and ece of both models on them; with the new
+    Scalars: ``num-held-back`` inputs of old classes, accuracy, mean nll and ece of both models on them, and
+    ``accuracy-exact`` of the challenger before it was rounded, if it was; with the new
     class hidden, ``unknown-…``: the area under the ROC curve by which distance tells ``num-unknown`` inputs of it from
     those.
     """
@@ -301,6 +305,8 @@ def encode_gate_request(request: GateRequest, digest: str) -> RecordDict:
         if candidate.table.names:
             arrays[f"{model}-sums"] = Array(candidate.table.sums.reshape(-1))
         config[f"{model}-names"], config[f"{model}-counts"] = list(candidate.table.names), list(candidate.table.counts)
+    if request.exact is not None:
+        arrays["exact"] = Array(request.exact)
     return RecordDict({"request": ArrayRecord(arrays), "config": config})
 
 
@@ -318,7 +324,9 @@ def decode_gate_request(content: RecordDict, agreed: Agreement) -> GateRequest:
         listed = {model: _listed(config[f"{model}-names"], config[f"{model}-counts"]) for model in MODELS}
         sizes = dict.fromkeys(MODELS, agreed.params) | {f"{model}-slots": agreed.slots for model in MODELS}
         sizes |= {f"{model}-sums": len(names) * agreed.embedding for model, (names, _) in listed.items()}
-        arrays = _arrays(_record(content, "request", ArrayRecord), sizes, agreed.dtype)
+        record = _record(content, "request", ArrayRecord)
+        sizes |= {"exact": agreed.params} if "exact" in record else {}
+        arrays = _arrays(record, sizes, agreed.dtype)
     except UpdateError as error:
         raise RequestError(f"the server's message does not fit: {error}") from error
     found = {
@@ -329,7 +337,7 @@ def decode_gate_request(content: RecordDict, agreed: Agreement) -> GateRequest:
         )
         for model, (names, counts) in listed.items()
     }
-    return GateRequest(number, new_class, **found)
+    return GateRequest(number, new_class, **found, exact=arrays.get("exact"))
 
 
 def encode_gate_report(report: GateReport) -> RecordDict:
@@ -420,7 +428,7 @@ def read_array(array: Array, size: int, dtype: str) -> Flat:
 
 NPY_START = b"\x93NUMPY\x01\x00"
 """Version 1.0 of the .npy format (NumPy enhancement proposal 1), all that a one-dimensional array needs."""
-NPY_HEADER = re.compile(rb"\{'descr': '([^']{1,8})', 'fortran_order': False, 'shape': \(([-0-9, ]{1,40})\), \} *\n")
+NPY_HEADER = re.compile(rb"\{'descr': '([<>|=][a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': \(([-0-9, ]{1,40})\), \} *\n")
 """As numpy writes it. Anything else is refused, so that nothing that a stranger wrote is parsed as Python."""
 
 

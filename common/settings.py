@@ -23,7 +23,7 @@ from common.errors import SettingsError
 
 Value = bool | int | float | str
 
-NETWORKS = ("omniglot", "mlp")
+NETWORKS = ("omniglot", "texture", "mlp")
 AUGMENTS = ("none", "affine", "flip", "affine+flip")
 
 
@@ -42,7 +42,7 @@ def setting(
 
 @dataclass(frozen=True)
 class RunSettings:
-    rounds: int = setting(2000, "rounds in all", least=1)
+    rounds: int = setting(2000, "rounds in all; 0: sites only say what they are, have and wish", least=0)
     seed: int = setting(0, "seed of every random stream of the run", least=0)
     dir: str = setting("", "absolute folder for checkpoint and journal; empty: under the data home")
     checkpoint_seconds: float = setting(0.0, "least seconds between checkpoints; 0 writes one every round", least=0)
@@ -95,11 +95,15 @@ class EpisodeSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    network: str = setting("omniglot", "'omniglot' for images, 'mlp' for tables, or 'module:function' of your own")
-    width: int = setting(
-        32, "channels of each block of 'omniglot' (64 in the paper), units of each layer of 'mlp'", least=1
+    network: str = setting(
+        "omniglot", "'omniglot' for images, 'texture' for surfaces, 'mlp' for tables, or 'module:function' of your own"
     )
-    depth: int = setting(4, "blocks of 'omniglot' (4 in the paper), hidden layers of 'mlp'", least=1)
+    width: int = setting(
+        32,
+        "channels of each block of 'omniglot' (64 in the paper), units of each layer of 'texture' and 'mlp'",
+        least=1,
+    )
+    depth: int = setting(4, "blocks of 'omniglot' (4 in the paper), hidden layers of 'texture' and 'mlp'", least=1)
     head: str = setting("prototype", "how embeddings become classes", choices=("prototype", "linear"))
     sharpness: float = setting(5.0, "prototype head: factor on the mean squared distance in the softmax", least=0)
     normalisation: str = setting(
@@ -189,6 +193,12 @@ class CampaignSettings:
     )
     release: int = setting(
         0, "number of the release that the run starts from, its champion; 0: there is none yet", least=0
+    )
+
+    delta: str = setting(
+        "int8",
+        "difference to the release before, published beside the whole: what is released is rounded to it",
+        choices=("int8", "bf16", "off"),
     )
 
     @property
@@ -301,11 +311,14 @@ class Settings(Sections):
                 )
         if ":" not in self.model.network and self.model.network not in NETWORKS:
             raise SettingsError(
-                f"model.network is {self.model.network!r}; it must be 'omniglot' (images), 'mlp' (vectors and tables) "
-                "or 'module:function' naming a function that is installed at every site"
+                f"model.network is {self.model.network!r}; it must be 'omniglot' or 'texture' (images), 'mlp' (vectors "
+                "and tables) or 'module:function' naming a function that is installed at every site"
             )
-        if self.model.network == "mlp" and min(self.inner.batch_size, self.adaptation.batch_size) < 2:
-            raise SettingsError("inner.batch-size is 1, of which 'mlp' cannot take statistics; it must be at least 2")
+        network = self.model.network
+        if network in {"mlp", "texture"} and min(self.inner.batch_size, self.adaptation.batch_size) < 2:
+            raise SettingsError(
+                f"inner.batch-size is 1, of which {network!r} takes no statistics; it must be at least 2"
+            )
         layer_step_size(self.outer.layer_step_sizes, "")
 
     def _check_data(self) -> None:

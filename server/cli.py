@@ -14,15 +14,16 @@ from common.cli import run_cli
 from common.settings import Settings, flatten
 from server.campaigns.cli import app as campaign
 from server.enrolment.cli import app as enrol
+from server.pages.cli import ui
 from server.releases.cli import app as release
-from server.service.cli import down, run, status, stop, units, up, wheelhouse
+from server.service.cli import ask, down, run, status, stop, units, up, wheelhouse
 from server.service.runs import read_journal
 
 if TYPE_CHECKING:
     from common.checkpoint import Checkpoint
 
 app = typer.Typer(help="A federation: its sites, its server, its runs.", no_args_is_help=True)
-for command in (up, status, down, run, stop, units, wheelhouse):
+for command in (up, status, down, run, ask, stop, ui, units, wheelhouse):
     app.command()(command)
 app.add_typer(enrol, name="enrol")
 app.add_typer(release, name="release")

@@ -30,6 +30,8 @@ class FederationConfig:
     seconds_a_request: float = 60.0
     """Time that a site has to send a whole request."""
     connections_a_site: int = 32
+    ask_minutes: float = 60.0
+    """While there is no run, sites are asked so often what they are, have and wish; 0: never."""
     log_megabytes: int = 50
     """Disk that the log of each process may take."""
     database_megabytes: int = 1000

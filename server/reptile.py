@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.checkpoint import RunState
 from common.errors import PolicyRefusal, UpdateError
+from common.learning.params import Params
 from common.messages import (
     Candidate,
     ClassTable,
@@ -197,9 +198,9 @@ class Reptile(Strategy):
         )
         return MetricRecord(dict(figures))
 
-    def ask_for_class_tables(self) -> Iterable[Message]:
-        """Ask every site for sums of embeddings by class under the params as they are now."""
-        return self._ask(self.roster.free(), "query.class_table", judge=False)
+    def ask_for_class_tables(self, params: Params) -> Iterable[Message]:
+        """Ask every site for sums of embeddings by class under the params that are to be published."""
+        return self._ask(self.roster.free(), "query.class_table", judge=False, params=params)
 
     def add_class_tables(
         self, replies: Iterable[Message], tell: Callable[[str, str], None] = lambda site, why: None
@@ -225,10 +226,17 @@ class Reptile(Strategy):
                 tell(site, str(error))
         return dict(sorted(found.items()))
 
-    def ask_for_gate(self, champion: Candidate, challenger: Candidate) -> Iterable[Message]:
-        """Ask every site to judge two models on what it holds back."""
+    def ask_for_gate(
+        self, champion: Candidate, challenger: Candidate, exact: Params | None = None
+    ) -> Iterable[Message]:
+        """Ask every site to judge two models on what it holds back.
+
+        Args:
+            exact: the challenger's params before they were rounded, if they were.
+        """
         number = self.state.round + 1
-        request = GateRequest(number, self.settings.campaign.class_, champion, challenger)
+        before = None if exact is None else self.plan.params.pack(exact).numpy()
+        request = GateRequest(number, self.settings.campaign.class_, champion, challenger, before)
         return self._send(
             self.roster.free(), "query.gate", encode_gate_request(request, self.plan.agreed.digest), number
         )
@@ -264,12 +272,9 @@ class Reptile(Strategy):
         every = self.settings.judge.every
         return bool(every) and (round_number % every == 0 or round_number == self.settings.run.rounds)
 
-    def _request(self, *, judge: bool) -> Request:
-        params = self.plan.params.pack(self.state.params).numpy()
-        return Request(self.state.round + 1, params, self.plan.slots.pack(self.state.slots).numpy(), judge)
-
-    def _ask(self, sites: list[str], kind: str, *, judge: bool) -> Iterable[Message]:
-        request = self._request(judge=judge)
+    def _ask(self, sites: list[str], kind: str, *, judge: bool, params: Params | None = None) -> Iterable[Message]:
+        packed = self.plan.params.pack(self.state.params if params is None else params).numpy()
+        request = Request(self.state.round + 1, packed, self.plan.slots.pack(self.state.slots).numpy(), judge)
         return self._send(sites, kind, encode_request(request, self.plan.agreed.digest), request.round)
 
     def _send(self, sites: list[str], kind: str, request: RecordDict, number: int) -> Iterable[Message]:

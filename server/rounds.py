@@ -24,7 +24,7 @@ from common.settings import Settings, flatten
 from server.campaigns.phases import Conductor, Releases
 from server.collect import collect, sort_out
 from server.reptile import Reptile, RoundReport
-from server.roster import Roster
+from server.roster import PAUSE, Roster
 from server.service.runs import JOURNAL, LOCK, MAY_CHANGE, SITES, WAITING, HeldError, read_journal, write_attempt
 from server.trust import trust_from_environment
 
@@ -34,6 +34,8 @@ rounds_log = logging.getLogger("fedreptile.rounds")
 
 IDENTITY, ISSUED = "identity", "issued"
 """What names the run in signatures; when the last request was signed."""
+ANSWER_SECONDS = 60.0
+"""Time that sites have to introduce themselves in a run without rounds."""
 LOCK_SECONDS = 90.0
 """A ServerApp that Flower has given up needs about a minute to notice."""
 
@@ -169,6 +171,8 @@ def run_federation(
     """
     plan, folder = plan_for(settings), RunFolder.of(settings)
     with folder.held(attempt):
+        if not settings.run.rounds:
+            return _introductions(grid, plan, folder)
         return _all_rounds(grid, plan, folder, now, releases)
 
 
@@ -214,7 +218,8 @@ def _all_rounds(
         if wants_tables and settings.outer.class_tables:
             if campaign is not None:
                 campaign.tables_asked()
-            strategy.ask_for_class_tables()
+            published = campaign.challenger(strategy).artefact.params if campaign else strategy.state.published
+            strategy.ask_for_class_tables(published)
             replies = collect(grid, strategy.asked, settings.outer.deadline)
             tables = strategy.add_class_tables(replies, left_out.__setitem__)
             strategy.state = dataclasses.replace(strategy.state, prototypes=tables)
@@ -227,6 +232,18 @@ def _all_rounds(
             campaign.tables_in(strategy.state.prototypes, left_out)
         campaign.go_on(grid, strategy)
     return strategy.state
+
+
+def _introductions(grid: Grid, plan: Plan, folder: RunFolder) -> RunState:
+    """Have the sites that are connected say what they are, have and wish, and nothing else."""
+    roster = Roster(trust_from_environment(folder.identity(), folder.path / ISSUED))
+    until = time.monotonic() + ANSWER_SECONDS
+    roster.welcome(grid)
+    while roster.waiting and time.monotonic() < until:
+        time.sleep(PAUSE)
+        roster.welcome(grid)
+    folder.note_sites(roster.introductions)
+    return first_state(plan)
 
 
 def _one_round(grid: Grid, strategy: Reptile) -> None:

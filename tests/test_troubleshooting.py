@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOC = ROOT / "docs" / "troubleshooting.md"
 PLACES = (
     *("client/check", "client/door", "client/enrolment", "client/relay", "client/service", "client/worker"),
-    *("client/adoption", "client/line", "common/releases", "server/releases"),
+    *("client/adoption", "client/line", "common/releases", "server/releases", "common/pages", "server/pages"),
     *("common/deployment", "common/trust", "server/campaigns", "server/enrolment", "server/gateway", "server/service"),
     *("client/home.py", "common/messages.py", "server/app.py", "server/collect.py", "server/home.py"),
     *("server/reptile.py", "server/roster.py", "server/rounds.py", "server/trust.py"),

@@ -8,6 +8,7 @@ import logging
 import random
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from client.adoption.fetch import newest_number
@@ -20,7 +21,7 @@ from common.log import show_log
 log = logging.getLogger("fedreptile.adoption")
 
 SPREAD = (0.5, 1.5)
-"""Factors on the pause between two looks, so that sites which were started together do not ask together."""
+"""Factors on the pause between two looks, so that sites do not fall into step."""
 
 
 def main() -> None:
@@ -29,8 +30,9 @@ def main() -> None:
     home = SiteHome.of(words.parse_args().home)
     show_log()
     end_with_parent()
-    config, said = home.config(), ""
-    while True:
+    said = ""
+    for pause in pauses(home.config().adopt_seconds):
+        time.sleep(pause)
         try:
             look(home)
             said = ""
@@ -38,7 +40,14 @@ def main() -> None:
             if str(error) != said:
                 log.warning("%s", error)
             said = str(error)
-        time.sleep(config.adopt_seconds * random.uniform(*SPREAD))
+
+
+def pauses(seconds: float) -> Iterator[float]:
+    """Yield the pause before each look, without end. The first one is any part of the time between two looks: after a
+    power cut many sites start at once."""
+    yield random.uniform(0, seconds)
+    while True:
+        yield seconds * random.uniform(*SPREAD)
 
 
 def look(home: SiteHome) -> None:

@@ -179,12 +179,17 @@ def history(home: Home = None, as_json: AsJson = False) -> None:
 
 def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0: any that is free.")] = 8765,
+    watch: Annotated[
+        Path | None,
+        typer.Option(help="The folder whose newest pictures are shown; otherwise 'watched' in the site's folder."),
+    ] = None,
     home: Home = None,
 ) -> None:
-    """Answer POST /predict, GET /model and GET /healthz to programs on this machine that know the token."""
+    """Serve the line's page on this machine: live predictions, labels, learning, before and after, history, going back;
+    and POST /predict, GET /model and GET /healthz for programs that know the token."""
     from client.line.api import serve
 
-    serve(SiteHome.of(home), port, lambda text: console.print(Text(text)))
+    serve(SiteHome.of(home), port, lambda text: console.print(Text(text)), watch)
 
 
 class _Wanted:

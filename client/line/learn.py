@@ -26,6 +26,8 @@ FEW = 20
 """Samples up to which a class is judged by leaving out one at a time."""
 MOST_LEFT_OUT = 20
 """Adaptations that this may take in all; new classes come first."""
+MOST_KEPT = 200
+"""Changed samples that are kept with a model, for people to look at."""
 
 Progress = Callable[[str], None]
 
@@ -64,6 +66,9 @@ class Comparison:
             "unknown-before": self.unknown[0],
             "unknown-after": self.unknown[1],
             "changed": len(self.changed),
+            "changed-samples": [[one.source, one.true, one.before, one.after] for one in self.changed[:MOST_KEPT]],
+            "confusion-before": _pairs(self.old),
+            "confusion-after": _pairs(self.new),
             "left-one-out": {name: list(found) for name, found in self.left_out.items()},
         }
 
@@ -223,6 +228,11 @@ def _left_out(
             right += model.predict(whole.inputs(name, [row]))[0].name == name
         found[name] = (right, count)
     return found
+
+
+def _pairs(tally: Tally) -> list[list[str | int]]:
+    """Return [true class, class that was said, samples] of each pair that occurs."""
+    return [[true, said, count] for (true, said), count in sorted(tally.confusion.items())]
 
 
 def _tally(confusion: Mapping[tuple[str, str], int]) -> Tally:

@@ -123,6 +123,13 @@ class Store:
         """Return the model that going back leads to; None if none is kept."""
         return next((self.entry(number) for number in reversed(self._before()) if number in self._numbers()), None)
 
+    def candidate(self) -> Entry | None:
+        """Return the model that waits for a decision: the newest that was made here, if it was made beside the model in
+        use and was itself never in use. None if there is none."""
+        made = [entry for entry in self.entries() if entry.about.made == "adapted"][-1:]
+        used = {event["number"] for event in self.history() if event["what"] in ("used", "went back")}
+        return next((one for one in made if one.number not in used and one.about.model == self._current()), None)
+
     def history(self) -> list[dict[str, Any]]:
         """Return what happened, the oldest first: 'what', 'when', 'number', 'from', 'why'. A torn line is left out."""
         try:

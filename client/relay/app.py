@@ -77,6 +77,9 @@ KNOWN = 1000
 STUCK_SECONDS = 10.0
 """SuperNode does one message at a time. If it asks for the next so long after one that it has not answered, that answer
 is lost to it, or lies ready until another message comes: it sends an answer per message, whichever is there first."""
+MOST_MESSAGES = 500
+"""After so many SuperNode starts anew, with nothing under way: it keeps the task and the log of each message in memory
+(flwr 1.41, InMemoryCoreState: task_store, task_logs): some 50 kB (docs/endurance.md)."""
 
 HEARTBEAT, PULL = f"{PREFIX}send-node-heartbeat", f"{PREFIX}pull-messages"
 PUSH, OBJECT = f"{PREFIX}push-messages", f"{PREFIX}push-object"
@@ -113,6 +116,8 @@ class Relay:
         """Messages that the server has given and SuperNode has not got yet."""
         self._given: dict[str, float] = {}
         """Id of a message that SuperNode has got and not answered -> when."""
+        self._handed = 0
+        """Messages that this SuperNode has got."""
         self._refusal: Message | None = None
         """The last one, since what is sent again must be the same."""
         self._pulling = asyncio.Lock()
@@ -192,6 +197,7 @@ class Relay:
                 return await self._pull(passed, request, receive)
             case _ if path == ACTIVATE:
                 self._given.clear()
+                self._handed = 0
                 return await self._presence.activate(self._ask, passed, request)
             case _ if path == GET_RUN:
                 return await self._get_run(passed, request)
@@ -236,6 +242,10 @@ class Relay:
             log.warning("SuperNode asks for messages and has not answered the last one: it is made to start anew")
             self._given.clear()
             return START_ANEW
+        if self._handed >= MOST_MESSAGES and not self._given and not self._waiting:
+            log.info("SuperNode has had %d messages and starts anew, since it keeps something of each", self._handed)
+            self._handed = 0
+            return START_ANEW
         gone = asyncio.ensure_future(receive())
         end = time.monotonic() + HOLD_SECONDS
         try:
@@ -249,6 +259,7 @@ class Relay:
                     elif found is not None:
                         self._door.came(found)
                         self._given[found.messages_list[0].metadata.message_id] = time.monotonic()
+                        self._handed += 1
                         return _ok(found)
                     if not self.contact.connected:
                         pause = RETRY_SECONDS

@@ -29,6 +29,7 @@ IDLE_SECONDS = 30.0
 RETIRED_SECONDS = 120.0
 """Time after which connections of an old certificate are closed."""
 LARGEST_ANSWER = LARGEST_BODY = 256 << 20
+SHORT_ANSWER = 64 << 10
 
 
 class UnavailableError(FedreptileError):
@@ -134,7 +135,7 @@ class Way:
             name: its path in the repository.
 
         Returns:
-            the answer, its body still to be read; its status is 200 or 404.
+            the answer; its status is 200, its body still to be read, or 404.
 
         Raises:
             UnavailableError: if it cannot be reached, or refuses.
@@ -151,6 +152,8 @@ class Way:
                 if found.status_code not in (200, 404) or (client is self._client and not is_gateway):
                     _of_gateway(Answer(found.status_code, await _read(found), found.headers))
                     raise UnavailableError("releases", f"status {found.status_code} for {name}")
+                if found.status_code == httpx.codes.NOT_FOUND:
+                    await _read_short(found)
                 yield found
             finally:
                 await found.aclose()
@@ -202,6 +205,16 @@ def client_of(context: ssl.SSLContext, proxy: str) -> httpx.AsyncClient:
         )
     except (ValueError, httpx.InvalidURL) as error:
         raise TrustError(f"the proxy {proxy!r} cannot be used: {error}; write http://host:port") from error
+
+
+async def _read_short(found: httpx.Response) -> None:
+    """Throw a short answer away: only after its end can the connection be used again, and each site looks in vain for
+    the next root whenever it looks for a release. A long one is left, and its connection ends."""
+    size = 0
+    async for part in found.aiter_raw():
+        size += len(part)
+        if size > SHORT_ANSWER:
+            return
 
 
 async def _read(found: httpx.Response) -> bytes:

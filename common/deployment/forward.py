@@ -105,6 +105,9 @@ KEEP_ALIVE_SECONDS = 75
 """Time that an idle connection stays open."""
 LINGER_SECONDS = 5.0
 """Time for which the rest of a refused body is thrown away, so that who sends it gets to read why."""
+UNSENT = 64 << 10
+"""Bytes of an answer that wait in a connection before more of it is read. With TLS asyncio would let 512 KiB wait; a
+thousand sites that take a file at once would fill that."""
 LET_GO_SECONDS = 3
 """Time for requests under way when the process is asked to end."""
 WRITE_SECONDS = 2.0
@@ -414,6 +417,7 @@ class GuardedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(UNSENT)
         tls = transport.get_extra_info("ssl_object")
         connection = self._guard.opened(tls.getpeercert(binary_form=True) if tls else None)
         self.app_state = {
@@ -553,6 +557,10 @@ class Server(uvicorn.Server):
                     self._complaints.tell("", RefusedError(503, "unfinished", found, "fewer of them"))
 
     async def _shake_hands(self, connection: socket.socket, protocol: GuardedProtocol) -> None:
+        # asyncio does so only for sockets that name their protocol. Else the second part of an answer waits until the
+        # other end has said that it has the first: 40 ms for every request.
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             with contextlib.suppress(OSError):  # no certificate, a foreign one, no TLS, too slow, gone
                 await asyncio.get_running_loop().connect_accepted_socket(

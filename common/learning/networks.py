@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from common.errors import SettingsError
+from common.learning.texture import LEAST_SIZE, TextureNetwork
 from common.settings import NETWORKS, DataSettings, ModelSettings
 
 
@@ -76,12 +77,16 @@ def build_network(model: ModelSettings, data: DataSettings) -> nn.Module:
             something else.
     """
     if model.network in NETWORKS:
-        needs_image = model.network == "omniglot"
+        needs_image = model.network != "mlp"
         if needs_image != (data.kind == "image"):
             raise SettingsError(
                 f"model.network is {model.network!r}, which takes {'images' if needs_image else 'vectors and tables'}, "
                 f"but data.kind is {data.kind!r}; set model.network = {'mlp' if needs_image else 'omniglot'!r}"
             )
+        if model.network == "texture":
+            if data.size < LEAST_SIZE:
+                raise SettingsError(f"data.size is {data.size}; the network 'texture' needs {LEAST_SIZE} pixels a side")
+            return TextureNetwork(data.channels, data.size, model.width, model.depth)
         return (OmniglotNetwork if needs_image else Mlp)(data.shape[0], model.width, model.depth)
     module_name, _, function_name = model.network.partition(":")
     try:

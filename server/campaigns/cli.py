@@ -9,18 +9,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from common.cli import read_settings
 from common.errors import CampaignError
-from common.settings import Settings, Value
-from server.campaigns.campaign import FAILED, read_campaign
-from server.campaigns.creation import Choice, Wanted, ask_for_campaign, check_enrolled, chosen_sites
+from common.settings import Value
+from server.campaigns.campaign import read_campaign
+from server.campaigns.creation import Choice, Wanted, begin_campaign, resume_campaign
 from server.campaigns.view import all_campaigns, campaign_state, campaign_view, campaigns_table
-from server.enrolment.registry import read_registry
 from server.home import FederationHome
 from server.service.cli import LOOK_SECONDS, Home, stop
-from server.service.control import superlink_address
-from server.service.runs import ACTIVE, FINISHED, RunRecord, ask_for_run, read_run
-from server.service.status import introductions
+from server.service.runs import ACTIVE, FINISHED, RunRecord, read_run
 
 app = typer.Typer(help="Teach all sites a new class: rounds, gate, release, first sites, all.", no_args_is_help=True)
 console = Console(soft_wrap=True)
@@ -56,18 +52,12 @@ def new(  # noqa: PLR0913, PLR0917 - each is an option of the command line
 ) -> None:
     """Begin a campaign and show it. Ctrl-C stops watching, not the campaign."""
     federation = FederationHome.of(home)
-    agreed = read_settings(federation.path / federation.config().settings, [])
-    registry = read_registry(federation.registry_file)
-    choice = Choice(_words(sites), label, has_class, device)
-    chosen = chosen_sites(choice, registry, introductions(federation))
-    check_enrolled(_words(canary), registry)
     values: dict[str, Value] = {"run.rounds": rounds, "inner.steps": steps}
     values |= {} if quorum is None else {"outer.quorum": quorum}
     values |= {} if deadline is None else {"outer.deadline": deadline}
-    superlink_address(federation)
-    wanted = Wanted(name, new_class, description, chosen, _words(canary), values, assignments)
-    record = ask_for_campaign(federation, agreed, wanted)
-    _follow(federation, record, detach)
+    choice = Choice(_words(sites), label, has_class, device)
+    wanted = Wanted(name, new_class, description, (), _words(canary), values, assignments)
+    _follow(federation, begin_campaign(federation, choice, wanted), detach)
 
 
 @app.command()
@@ -78,12 +68,7 @@ def resume(
 ) -> None:
     """Have a campaign that was stopped, or could not go on, go on where it was."""
     federation = FederationHome.of(home)
-    folder = federation.runs / name
-    record, campaign = read_run(folder), read_campaign(folder)
-    if campaign is not None and campaign.phase == FAILED:
-        raise CampaignError(f"the campaign has failed: {campaign.reason}; begin another one")
-    superlink_address(federation)
-    _follow(federation, ask_for_run(federation, name, Settings.from_flat(dict(record.settings))), detach)
+    _follow(federation, resume_campaign(federation, name), detach)
 
 
 @app.command()

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.cli import read_settings
-from common.errors import DeployError, SettingsError
+from common.errors import CampaignError, DeployError, SettingsError
 from common.settings import Settings, Value
 from common.trust.names import checked_name
+from server.campaigns.campaign import FAILED, read_campaign
 from server.campaigns.gate import LEAST_JUDGES
-from server.enrolment.registry import Registry
+from server.enrolment.registry import Registry, read_registry
 from server.home import FederationHome
-from server.service.runs import RECORD, RunRecord, ask_for_run
+from server.service.control import superlink_address
+from server.service.runs import RECORD, RunRecord, ask_for_run, read_run
+from server.service.status import introductions
 
 INITIAL = "champion.safetensors"
 """In a campaign's folder: the release that it starts from, as a checkpoint."""
@@ -109,6 +112,8 @@ def campaign_settings(agreed: Settings, wanted: Wanted, release: int, initial: s
     _check_number(names)
     if not settings.campaign.class_.strip() or not settings.campaign.class_.isprintable():
         raise SettingsError("--class is empty or holds control characters; give the name that sites label it by")
+    if not settings.campaign.description.isprintable():
+        raise SettingsError("the description holds control characters; write it in one line of plain text")
     if not settings.data.hold_back:
         raise SettingsError(
             "data.hold-back is 0 in the settings that sites agreed to, so that they hold nothing back to judge by; set "
@@ -124,6 +129,39 @@ def campaign_settings(agreed: Settings, wanted: Wanted, release: int, initial: s
             "outer.failed-rounds": min(outer.failed_rounds, settings.run.rounds),
         }
     )
+
+
+def begin_campaign(home: FederationHome, choice: Choice, wanted: Wanted) -> RunRecord:
+    """Choose the sites of a campaign and put it in the queue of the server's runs.
+
+    Args:
+        wanted: in place of its sites come those that are chosen.
+
+    Raises:
+        DeployError: if the server does not run, or there is a run of its name.
+        ReleaseError, SettingsError, TrustError: like ``ask_for_campaign``, or if a site that is named is not enrolled.
+    """
+    agreed = read_settings(home.path / home.config().settings, [])
+    registry = read_registry(home.registry_file)
+    chosen = chosen_sites(choice, registry, introductions(home))
+    check_enrolled(wanted.canary, registry)
+    superlink_address(home)
+    return ask_for_campaign(home, agreed, replace(wanted, sites=chosen))
+
+
+def resume_campaign(home: FederationHome, name: str) -> RunRecord:
+    """Put a campaign that was stopped, or could not go on, in the queue again.
+
+    Raises:
+        CampaignError: if it has failed.
+        DeployError: if the server does not run, or the campaign is under way.
+    """
+    folder = home.runs / checked_name(name, "run")
+    record, campaign = read_run(folder), read_campaign(folder)
+    if campaign is not None and campaign.phase == FAILED:
+        raise CampaignError(f"the campaign has failed: {campaign.reason}; begin another one")
+    superlink_address(home)
+    return ask_for_run(home, name, Settings.from_flat(dict(record.settings)))
 
 
 def ask_for_campaign(home: FederationHome, agreed: Settings, wanted: Wanted) -> RunRecord:

@@ -54,6 +54,8 @@ class SiteRow:
     recognised: int = 0
     tried_by_table: int = 0
     recognised_by_table: int = 0
+    exact: float | None = None
+    """The challenger's part before its params were rounded for a small difference, if they were."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Verdict:
     tried_by_table: int = 0
     """Inputs of the new class that were tried as at a site that never saw it."""
     recognised_by_table: int = 0
+    rounding_cost: float | None = None
+    """Points that rounding costs on held-back inputs of old classes, over all sites; below 0: it helped."""
 
 
 @dataclass
@@ -143,6 +147,7 @@ def judge_challenger(
         told_interval(new_class, recognised, tried),
         sum(site.tried_by_table for site in judges),
         sum(site.recognised_by_table for site in judges),
+        _rounding_cost(judges),
     )
 
 
@@ -184,6 +189,7 @@ def _site(name: str, report: GateReport, new_class: str) -> SiteRow:
         tried,
         recognised,
         *report.by_table,
+        scalars.get("accuracy-exact"),
     )
 
 
@@ -283,6 +289,15 @@ def _unknown(judges: list[SiteRow], rules: GateSettings, found: _Findings) -> fl
                 f"{before:.2f} before; gate.least-unknown is {rules.least_unknown:g}"
             )
     return min((site.unknown_challenger for site in measured if site.unknown_challenger is not None), default=None)
+
+
+def _rounding_cost(judges: list[SiteRow]) -> float | None:
+    rows = [
+        (site.total, site.exact - site.challenger)
+        for site in judges
+        if site.exact is not None and site.challenger is not None
+    ]
+    return 100 * sum(n * lost for n, lost in rows) / sum(n for n, _ in rows) if rows else None
 
 
 def _new_class(judges: list[SiteRow], new_class: str, rules: GateSettings, found: _Findings) -> tuple[int, int]:

@@ -11,12 +11,10 @@ from typing import Any, Protocol
 import torch
 from flwr.serverapp import Grid
 
-from common.checkpoint import Checkpoint, code_version, read_checkpoint
 from common.errors import CampaignError, ReleaseError
-from common.messages import Candidate, ClassTable, Introduction
+from common.messages import Introduction
 from common.paths import write_atomically
-from common.plan import Plan
-from common.releases.artefact import Artefact, encode, of_checkpoint
+from common.releases.artefact import encode
 from server.campaigns.campaign import (
     ALL,
     AWAY,
@@ -36,6 +34,7 @@ from server.campaigns.campaign import (
     write_campaign,
 )
 from server.campaigns.gate import judge_challenger
+from server.campaigns.models import Challenger, candidate_of, challenger_of, champion_of
 from server.collect import collect
 from server.reptile import Reptile
 from server.service.runs import read_journal
@@ -66,7 +65,7 @@ class Lineage:
 class Releases(Protocol):
     """Where releases are kept and published."""
 
-    def register(self, artefact: Artefact, lineage: Lineage) -> int:
+    def register(self, challenger: Challenger, lineage: Lineage) -> int:
         """Keep and publish a release, to nobody yet; return its number. For the same campaign and content it is the
         same, so that it may be done again."""
 
@@ -144,6 +143,11 @@ class Conductor:
         counts = {name: count for name, (_, count) in tables.items()}
         self._write(self.campaign.come_to(GATE, _utc(), tables=counts, left_out=dict(left_out)))
 
+    @staticmethod
+    def challenger(strategy: Reptile) -> Challenger:
+        """Return what the rounds have come to, as it is to be judged and released."""
+        return challenger_of(strategy.plan, strategy.state)
+
     def go_on(self, grid: Grid, strategy: Reptile) -> None:
         """Do what is left of the campaign.
 
@@ -162,12 +166,13 @@ class Conductor:
     def _gate(self, grid: Grid, strategy: Reptile) -> None:
         settings = strategy.settings
         new_class = settings.campaign.class_
-        challenger = of_checkpoint(Checkpoint(strategy.state, settings, code_version()))
+        made = self.challenger(strategy)
+        challenger = made.artefact
         write_atomically(self.folder / CHALLENGER, encode(challenger))
         champion, notes = champion_of(strategy.plan)
-        candidates = [candidate_of(one, strategy.plan) for one in (champion, challenger)]
+        champion_side, challenger_side = (candidate_of(one, strategy.plan) for one in (champion, challenger))
         absent = strategy.roster.absent()
-        strategy.ask_for_gate(*candidates)
+        strategy.ask_for_gate(champion_side, challenger_side, made.exact if made.difference else None)
         reports, missing = strategy.gate_reports(collect(grid, strategy.asked, settings.outer.deadline))
         if new_class not in challenger.prototypes:
             whys = "; ".join(f"{site}: {why}" for site, why in self.campaign.left_out.items())
@@ -189,8 +194,7 @@ class Conductor:
         used = {site for line in read_journal(self.folder) for site in line["used"]}
         parent = strategy.settings.campaign.release
         lineage = Lineage(parent, self.folder.name, tuple(sorted(used)), self.campaign.verdict)
-        challenger = of_checkpoint(Checkpoint(strategy.state, strategy.settings, code_version()))
-        number = self.releases.register(challenger, lineage)
+        number = self.releases.register(self.challenger(strategy), lineage)
         self._write(self.campaign.come_to(CANARY, _utc(), release=number))
 
     def _canary(self, grid: Grid, strategy: Reptile) -> None:
@@ -276,32 +280,6 @@ class Conductor:
     def _write(self, campaign: Campaign) -> None:
         write_campaign(self.folder, campaign)
         self.campaign = campaign
-
-
-def champion_of(plan: Plan) -> tuple[Artefact, list[str]]:
-    """Return the model that the campaign starts from, and what is to be said of it."""
-    model = plan.settings.model
-    if plan.settings.campaign.release:
-        return of_checkpoint(read_checkpoint(Path(model.initial))), []
-    params = read_checkpoint(Path(model.initial)).state.published if model.initial else plan.initial
-    note = "there is no release yet: the challenger stands beside the params that the rounds started from"
-    return Artefact(plan.settings, params, slots=plan.initial_slots), [note]
-
-
-def candidate_of(artefact: Artefact, plan: Plan) -> Candidate:
-    """Return a model as it goes to sites in a request to judge it."""
-    names = tuple(sorted(artefact.prototypes))
-    sums = [artefact.prototypes[name][0] for name in names]
-    stacked = torch.stack(sums) if sums else torch.zeros(0, plan.agreed.embedding)
-    return Candidate(
-        plan.params.pack(artefact.params).numpy(),
-        plan.slots.pack(artefact.slots or plan.initial_slots).numpy(),
-        ClassTable(
-            names,
-            tuple(artefact.prototypes[name][1] for name in names),
-            stacked.to(plan.params.torch_dtype).numpy(),
-        ),
-    )
 
 
 def _utc() -> datetime:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import RunState, write_checkpoint
-from common.releases.artefact import Artefact, decode, encode
+from common.releases.artefact import decode, encode
+from common.releases.delta import encode_delta
 from common.settings import flatten
 from common.trust.keys import passphrase_from_environment
+from server.campaigns.models import Challenger
 from server.campaigns.phases import Lineage
 from server.enrolment.bundle import fab_of_installation
 from server.home import VARIABLE, FederationHome
-from server.releases.publishing import content, open_registry, promote, publish, put_out, withdraw
+from server.releases.publishing import Delta, content, open_registry, promote, publish, put_out, withdraw
 from server.releases.registry import About
 from server.releases.repository import Repository
 
@@ -24,7 +26,7 @@ log = logging.getLogger("fedreptile.server")
 
 TOLD = (
     *("worst_drop", "worst_site_drop", "ece_rise", "unknown", "tried", "recognised", "interval", "told"),
-    *("tried_by_table", "recognised_by_table"),
+    *("tried_by_table", "recognised_by_table", "rounding_cost"),
 )
 """Of what the gate has found: what stands on a release's card. No site is named there."""
 
@@ -35,17 +37,22 @@ class FederationReleases:
     def __init__(self, home: FederationHome, utc: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.home, self._utc = home, utc
 
-    def register(self, artefact: Artefact, lineage: Lineage) -> int:
+    def register(self, challenger: Challenger, lineage: Lineage) -> int:
         """Raises ReleaseError or TrustError if register, repository or a key cannot be used."""
-        data = encode(artefact)
+        data = encode(challenger.artefact)
         digest = hashlib.sha256(data).hexdigest()
         with open_registry(self.home) as registry:
             same = [one for one in registry.all() if (one.about.campaign, one.digest) == (lineage.campaign, digest)]
             if same:  # made by an attempt that was cut off before it could note the number
                 put_out(self.home, registry, Repository(self.home, self._secret()), self._utc())
                 return same[-1].number
-        about = about_of(artefact, lineage)
-        return publish(self.home, data, about, self._secret(), self._utc()).number
+        about, delta = about_of(challenger, lineage), None
+        if challenger.difference is not None:
+            before = content(self.home, lineage.parent)
+            encoded = encode_delta(challenger.difference, before, challenger.artefact)
+            if len(encoded) < len(data):
+                delta = Delta(lineage.parent, challenger.difference.kind, encoded)
+        return publish(self.home, data, about, self._secret(), self._utc(), delta).number
 
     def promote(self, number: int, sites: Sequence[str] | None) -> None:
         promote(self.home, number, sites or (), self._secret(), self._utc())
@@ -65,8 +72,9 @@ def releases_from_environment() -> FederationReleases | None:
     return FederationReleases(FederationHome.of(None)) if VARIABLE in os.environ else None
 
 
-def about_of(artefact: Artefact, lineage: Lineage) -> About:
+def about_of(challenger: Challenger, lineage: Lineage) -> About:
     """Return what the register keeps about a campaign's release."""
+    artefact = challenger.artefact
     values = flatten(artefact.settings)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     verdict = lineage.verdict
@@ -76,6 +84,8 @@ def about_of(artefact: Artefact, lineage: Lineage) -> About:
         "classes": sorted(artefact.prototypes),
         "gate": {key: verdict[key] for key in TOLD if key in verdict},
     }
+    if challenger.difference is not None:
+        card = {**card, "delta": {"kind": challenger.difference.kind, "rounding": challenger.lost}}
     return About(
         lineage.parent or None,
         lineage.campaign,

@@ -12,7 +12,7 @@ from common.errors import CampaignError
 from common.trust.names import checked_name
 from server.campaigns.campaign import FAILED, HAS_IT, PHASES, REFUSED_IT, Campaign, read_campaign
 from server.home import FederationHome
-from server.service.runs import WAITING, RunRecord, all_runs, read_journal, read_run
+from server.service.runs import ACTIVE, STOP, WAITING, RunRecord, all_runs, read_journal, read_run
 
 STYLES = {HAS_IT: "green", REFUSED_IT: "red"}
 
@@ -43,6 +43,7 @@ def _state(home: FederationHome, record: RunRecord) -> dict[str, Any]:
         "sites": str(settings["campaign.sites"]).split(","),
         "from-release": settings["campaign.release"],
         "state": record.state,
+        "stopping": record.state in ACTIVE and (folder / STOP).exists(),
         "reason": record.reason or campaign.reason,
         "asked": record.asked,
         "rounds-wanted": settings["run.rounds"],
@@ -149,6 +150,10 @@ def _gate(verdict: Mapping[str, Any], new_class: str) -> list[RenderableType]:
         parts.append(Text(f"worst site: {verdict['worst_site']}, {verdict['worst_site_drop']:+.1f} points of drop"))
     if verdict["ece_rise"] is not None:
         parts.append(Text(f"calibration error: {verdict['ece_rise']:+.3f}"))
+    if verdict.get("rounding_cost") is not None:
+        parts.append(
+            Text(f"rounding for a small difference: {verdict['rounding_cost']:+.2f} points lost on old classes")
+        )
     if verdict["unknown"] is not None:
         parts.append(Text(f"{new_class!r} hidden: told from known ones with {verdict['unknown']:.2f} (1: always)"))
     parts += [Text(f"note: {note}", style="yellow") for note in verdict["notes"]]

@@ -7,8 +7,8 @@ from typing import BinaryIO
 
 from common.deployment.forward import RELEASES
 
-PART = 256 << 10
-"""Bytes that are sent at a time."""
+PART = 64 << 10
+"""Bytes that are sent at a time, of which each download holds about two."""
 
 
 def opened(repository: Path, path: str) -> tuple[BinaryIO, int] | None:

@@ -24,7 +24,7 @@ from server.releases.publishing import (
     put_out,
     withdraw,
 )
-from server.releases.registry import About, Registry, Release
+from server.releases.registry import About, Registry
 from server.releases.repository import ROLES, Repository
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def init(
 def list_releases(home: Home = None, as_json: AsJson = False) -> None:
     """List all releases, the oldest first, and which of them sites are given."""
     with open_registry(FederationHome.of(home)) as registry:
-        rows = [_row(registry, release) for release in registry.all()]
+        rows = registry.all_told()
     if as_json:
         console.print_json(json.dumps(rows))
         return
@@ -81,7 +81,7 @@ def list_releases(home: Home = None, as_json: AsJson = False) -> None:
 def show(number: Number, home: Home = None, as_json: AsJson = False) -> None:
     """Show where a release comes from, what its gate found and what became of it."""
     with open_registry(FederationHome.of(home)) as registry:
-        row = _row(registry, registry.get(number))
+        row = registry.told(number)
         row["events"] = [vars(one) for one in registry.events(number)]
     if as_json:
         console.print_json(json.dumps(row))
@@ -192,14 +192,6 @@ def renew(home: Home = None, root_key: RootKey = None) -> None:
         console.print(f"{role}: good until {repository.ends(role):%Y-%m-%d %H:%M} UTC")
     if not repository.has_root_key:
         console.print("the root was not renewed, since its key is elsewhere: --root-key")
-
-
-def _row(registry: Registry, release: Release) -> dict[str, Any]:
-    about = vars(release.about)
-    canaries = list(registry.pointer().canaries.get(release.number, ()))
-    state = registry.state(release.number)
-    own = {"number": release.number, "state": state, "canaries": canaries}
-    return {**own, **about, "digest": release.digest, "size": release.size, "created": release.created}
 
 
 def _of_gate(gate: dict[str, Any]) -> Text:

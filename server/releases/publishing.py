@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -24,6 +24,16 @@ class Delta:
     kind: str
     """int8 or bf16."""
     data: bytes
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """What becomes of the sites of a release that is withdrawn."""
+
+    sites: tuple[str, ...]
+    """Those that try it; none: all sites have it."""
+    to: Release
+    """The release whose content they are given."""
 
 
 def open_registry(home: FederationHome) -> Registry:
@@ -95,8 +105,17 @@ def promote(home: FederationHome, number: int, sites: Iterable[str], passphrase:
         TrustError: if a site is not enrolled or a key cannot be read.
     """
     chosen, repository = sorted(set(sites)), Repository(home, passphrase)
+    check_promotion(home, number, chosen)
+    with open_registry(home) as registry:
+        detail = {"stage": "canary", "sites": chosen} if chosen else {"stage": "all"}
+        registry.note(number, PROMOTED, detail, now)
+        put_out(home, registry, repository, now)
+
+
+def check_promotion(home: FederationHome, number: int, sites: Sequence[str]) -> None:
+    """Raises ReleaseError like ``promote``."""
     enrolled = read_registry(home.registry_file).sites
-    if unknown := [site for site in chosen if site not in enrolled]:
+    if unknown := sorted(set(sites) - enrolled.keys()):
         raise ReleaseError(
             f"site {unknown[0]!r} is not enrolled; enrolled are: {', '.join(sorted(enrolled)) or 'none'}"
         )
@@ -104,14 +123,11 @@ def promote(home: FederationHome, number: int, sites: Iterable[str], passphrase:
         registry.get(number)
         if registry.state(number) == "withdrawn":
             raise ReleaseError(f"release {number} is withdrawn; publish its content again if it is good after all")
-        if number < (newest := registry.pointer().all) or (number == newest and chosen):
+        if number < (newest := registry.pointer().all) or (number == newest and sites):
             raise ReleaseError(
                 f"all sites are given release {newest}, and numbers never go down; to go back to the content of an "
                 f"older one: 'fedreptile-server release withdraw {newest}'"
             )
-        detail = {"stage": "canary", "sites": chosen} if chosen else {"stage": "all"}
-        registry.note(number, PROMOTED, detail, now)
-        put_out(home, registry, repository, now)
 
 
 def withdraw(
@@ -133,19 +149,24 @@ def withdraw(
         raise ReleaseError("the reason is empty or holds control characters; say in one line why it is withdrawn")
     repository, made = Repository(home, passphrase), None
     with open_registry(home) as registry:
-        registry.get(number)
-        if registry.state(number) == "withdrawn":
-            raise ReleaseError(f"release {number} is withdrawn already")
-        pointer = registry.pointer()
-        sites = pointer.canaries.get(number, ())
-        if number == pointer.all or sites:
-            older = _older(registry, number, to)
-            made = publish(home, _content(home, older), _again(older, number, reason), passphrase, now)
-            detail = {"stage": "canary", "sites": sites} if sites else {"stage": "all"}
+        back = way_back(registry, number, to)
+        if back is not None:
+            made = publish(home, _content(home, back.to), _again(back.to, number, reason), passphrase, now)
+            detail = {"stage": "canary", "sites": back.sites} if back.sites else {"stage": "all"}
             registry.note(made.number, PROMOTED, detail, now)
         registry.note(number, WITHDRAWN, {"reason": reason.strip(), "by": made.number if made else None}, now)
         put_out(home, registry, repository, now)
     return made
+
+
+def way_back(registry: Registry, number: int, to: int | None = None) -> WayBack | None:
+    """Return what withdrawing a release would give to sites; None if no site is given it. Raises like ``withdraw``."""
+    registry.get(number)
+    if registry.state(number) == "withdrawn":
+        raise ReleaseError(f"release {number} is withdrawn already")
+    pointer = registry.pointer()
+    sites = pointer.canaries.get(number, ())
+    return WayBack(sites, _older(registry, number, to)) if number == pointer.all or sites else None
 
 
 def content(home: FederationHome, number: int) -> bytes:

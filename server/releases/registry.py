@@ -5,7 +5,7 @@ Numbers only rise, and are never given twice. What holds now follows from the ev
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -179,29 +179,20 @@ class Registry:
 
     def pointer(self) -> Pointer:
         """Return which release each site is meant to run. No site's number ever goes down."""
-        everywhere, tried, events = 0, dict[int, set[str]](), self.events()
-        for one in events:
-            if one.what == PROMOTED and one.detail["stage"] == "all":
-                everywhere = max(everywhere, one.number)
-            elif one.what == PROMOTED:
-                tried.setdefault(one.number, set()).update(one.detail["sites"])
-        gone = {one.number for one in events if one.what == WITHDRAWN}
-        newer = {number: sites for number, sites in sorted(tried.items()) if number > everywhere and number not in gone}
-        return Pointer(everywhere, {number: tuple(sorted(sites)) for number, sites in newer.items()})
+        return _pointer(self.events())
 
     def state(self, number: int) -> str:
         """Return in a word how a release stands: withdrawn, all, canary, replaced, published or registered."""
-        events, pointer = self.events(number), self.pointer()
-        whats = {one.what for one in events}
-        if WITHDRAWN in whats:
-            return "withdrawn"
-        if number == pointer.all:
-            return "all"
-        if number in pointer.canaries:
-            return "canary"
-        if PROMOTED in whats:
-            return "replaced"
-        return "published" if PUBLISHED in whats else "registered"
+        return _state(number, self.events())
+
+    def told(self, number: int) -> dict[str, Any]:
+        """Return all that is known of a release, as plain values. Raises ReleaseError if there is none of it."""
+        return _told(self.get(number), self.events())
+
+    def all_told(self) -> list[dict[str, Any]]:
+        """Return the same of all releases, the oldest first."""
+        events = self.events()
+        return [_told(release, events) for release in self.all()]
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -211,6 +202,38 @@ class Registry:
         except SQLAlchemyError as error:
             why = str(getattr(error, "orig", None) or error)
             raise ReleaseError(f"{self._path} cannot be used as the register of releases: {why}") from error
+
+
+def _pointer(events: Sequence[Event]) -> Pointer:
+    everywhere, tried = 0, dict[int, set[str]]()
+    for one in events:
+        if one.what == PROMOTED and one.detail["stage"] == "all":
+            everywhere = max(everywhere, one.number)
+        elif one.what == PROMOTED:
+            tried.setdefault(one.number, set()).update(one.detail["sites"])
+    gone = {one.number for one in events if one.what == WITHDRAWN}
+    newer = {number: sites for number, sites in sorted(tried.items()) if number > everywhere and number not in gone}
+    return Pointer(everywhere, {number: tuple(sorted(sites)) for number, sites in newer.items()})
+
+
+def _state(number: int, events: Sequence[Event]) -> str:
+    pointer, whats = _pointer(events), {one.what for one in events if one.number == number}
+    if WITHDRAWN in whats:
+        return "withdrawn"
+    if number == pointer.all:
+        return "all"
+    if number in pointer.canaries:
+        return "canary"
+    if PROMOTED in whats:
+        return "replaced"
+    return "published" if PUBLISHED in whats else "registered"
+
+
+def _told(release: Release, events: Sequence[Event]) -> dict[str, Any]:
+    number, about = release.number, vars(release.about)
+    canaries = list(_pointer(events).canaries.get(number, ()))
+    own = {"number": number, "state": _state(number, events), "canaries": canaries}
+    return {**own, **about, "digest": release.digest, "size": release.size, "created": release.created}
 
 
 def make_registry(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``fedreptile-server up | status | down | run | stop``: what an operator does every day."""
+"""``fedreptile-server up | status | down | run | ask | stop``: what an operator does every day."""
 
 import datetime
 import json
@@ -26,6 +26,7 @@ from server.service.runs import (
     WAITING,
     RunRecord,
     ask_for_run,
+    ask_sites,
     ask_to_stop_run,
     read_journal,
     read_run,
@@ -106,6 +107,19 @@ def run(
     if ended.state != FINISHED:
         raise DeployError(f"run {ended.name} is {ended.state}: {ended.reason}")
     console.print(Text(f"run {ended.name} is finished: {federation.runs / ended.name}"))
+
+
+def ask(home: Home = None) -> None:
+    """Ask the sites that are connected what they are, have and wish; without a run, the server does so every hour."""
+    federation = FederationHome.of(home)
+    superlink_address(federation)
+    record = ask_sites(federation, read_settings(federation.path / federation.config().settings, []))
+    with console.status("asking"):
+        while (ended := read_run(federation.runs / record.name)).state in ACTIVE:
+            time.sleep(LOOK_SECONDS)
+    if ended.state != FINISHED:
+        raise DeployError(f"run {ended.name} is {ended.state}: {ended.reason}")
+    status(home)
 
 
 def stop(name: Annotated[str, typer.Argument(help="Name of the run.")], home: Home = None) -> None:

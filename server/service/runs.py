@@ -22,6 +22,8 @@ log = logging.getLogger("fedreptile.server")
 JOURNAL, SITES = "rounds.jsonl", "sites.json"
 """A line of JSON a round; what the sites say about themselves."""
 RECORD, STOP, OUTCOME = "run.json", "stop", "outcome.json"
+ASKING = "asking"
+"""Name of the run in which sites only say what they are, have and wish."""
 WAITING = "waiting"
 """What the run waits for and why, in a sentence; not there if it does not wait."""
 LOCK, ATTEMPT = "lock", "attempt.json"
@@ -87,6 +89,18 @@ def ask_for_run(home: FederationHome, name: str, settings: Settings) -> RunRecor
         (folder / STOP).unlink(missing_ok=True)
         write_run(home, record)
     return record
+
+
+def ask_sites(home: FederationHome, agreed: Settings) -> RunRecord:
+    """Put into the queue a run without rounds, in which the sites that are connected say what they are, have and wish.
+
+    Args:
+        agreed: the settings that sites agreed to.
+
+    Raises:
+        DeployError: if such a run is under way.
+    """
+    return ask_for_run(home, ASKING, agreed.with_values({"run.rounds": 0}))
 
 
 def _check_settings(found: RunRecord, values: Mapping[str, Value]) -> None:

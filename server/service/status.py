@@ -39,6 +39,7 @@ def federation_status(home: FederationHome, now: datetime.datetime) -> dict[str,
                 "version": met.get("version", ""),
                 "device": said.get(name, {}).get("device", ""),
                 "release": said.get(name, {}).get("release", 0),
+                "refused-release": said.get(name, {}).get("refused", 0),
                 "wishes": said.get(name, {}).get("wishes", {}),
                 "classes": len(said.get(name, {}).get("classes", {})) or None,
                 "labels": list(site.labels),
@@ -86,7 +87,7 @@ def print_status(status: Mapping[str, Any], console: Console, now: datetime.date
         table.add_row(
             Text(site["name"]),
             Text("yes", style="green") if site["online"] else Text("no", style="red"),
-            _ago(site["last-seen"], now),
+            ago(site["last-seen"], now),
             Text(site["version"]),
             Text(site["device"]),
             str(site["classes"] or ""),
@@ -160,7 +161,8 @@ def _days(expires: str, now: datetime.datetime) -> float:
     return (datetime.datetime.fromisoformat(expires) - now).total_seconds() / 86400
 
 
-def _ago(seen: float | None, now: datetime.datetime) -> str:
+def ago(seen: float | None, now: datetime.datetime) -> str:
+    """Return in words when something was seen, given in seconds since 1970."""
     if seen is None:
         return "never"
     seconds = max(now.timestamp() - seen, 0)

@@ -7,8 +7,10 @@ minute. A run that is started again goes on from its checkpoint.
 import argparse
 import logging
 import time
+from datetime import datetime
 from pathlib import Path
 
+from common.cli import read_settings
 from common.deployment.supervisor import end_with_parent
 from common.errors import DeployError, FedreptileError
 from common.log import show_log
@@ -25,6 +27,7 @@ from server.service.runs import (
     WANTED,
     RunRecord,
     all_runs,
+    ask_sites,
     has_died,
     is_held,
     last_attempt,
@@ -52,15 +55,33 @@ def main() -> None:
     end_with_parent()
     fab, fab_hash = fab_of_installation()
     log.info("app bundle %s", fab_hash)
+    began = time.time()
     while True:
         try:
             with control(home) as superlink:
                 while True:
+                    ask_when_due(home, began, time.time())
                     look_after(home, superlink, fab, fab_hash)
                     _wait(home)
         except FedreptileError as error:
             log.warning("%s", error)
             time.sleep(PAUSE)
+
+
+def ask_when_due(home: FederationHome, began: float, now: float) -> None:
+    """Have sites say what they are, have and wish, if they have not been asked anything for long.
+
+    Args:
+        began: when this steward began; times are in seconds since 1970.
+    """
+    try:
+        seconds = 60 * home.config().ask_minutes
+        last = max([datetime.fromisoformat(run.asked).timestamp() for run in all_runs(home)], default=0.0)
+        if not seconds or now - max(began, last) < seconds or any(run.state in ACTIVE for run in all_runs(home)):
+            return
+        ask_sites(home, read_settings(home.path / home.config().settings, []))
+    except FedreptileError as error:
+        log.warning("sites are not asked what they wish: %s", error)
 
 
 def look_after(home: FederationHome, superlink: Control, fab: bytes, fab_hash: str) -> None:

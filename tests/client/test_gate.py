@@ -31,7 +31,7 @@ from common.plan import Plan, plan_for
 from common.releases.artefact import Artefact
 from common.settings import Settings, Value
 from server.campaigns.gate import judge_challenger
-from server.campaigns.phases import candidate_of
+from server.campaigns.models import candidate_of
 from simulations.reference import centralised_reptile
 from tests.client.small import own_settings, settings_with
 
@@ -127,9 +127,18 @@ def test_a_site_judges_both_models_on_what_it_holds_back(
     assert found.per_class.keys() == {str(digit) for digit in range(9)}
     good, bad = (found.scalars[f"accuracy-{model}"] for model in ("champion", "challenger"))
     assert good > 0.85 and bad < good - 0.1
+    assert "accuracy-exact" not in found.scalars
     right = [sum(row[place] for row in found.per_class.values()) / 45 for place in (1, 2)]
     assert right == pytest.approx([good, bad])
     assert found.scalars.keys() <= GATE_SCALARS
+
+
+def test_what_rounding_costs_is_told_by_judging_the_challenger_before_it_too(
+    sites: Mapping[str, SiteData], learned: Checkpoint, random: Checkpoint
+) -> None:
+    both = candidates(learned, random)
+    found = site_with(sites).gate(replace(both, exact=both.champion.params))
+    assert found.scalars["accuracy-exact"] == found.scalars["accuracy-champion"] > found.scalars["accuracy-challenger"]
 
 
 def test_the_same_model_on_both_sides_does_the_same(sites: Mapping[str, SiteData], learned: Checkpoint) -> None:

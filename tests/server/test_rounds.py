@@ -12,7 +12,7 @@ from common.checkpoint import NAME, read_checkpoint, write_checkpoint
 from common.errors import CheckpointError, PolicyRefusal, RoundError, SettingsError
 from common.settings import Settings, Value
 from server.rounds import RunFolder, load_or_begin, run_federation
-from server.service.runs import JOURNAL, WAITING, read_journal
+from server.service.runs import JOURNAL, SITES, WAITING, read_journal
 from tests.server.scripted import SMALL, ScriptedGrid, introduction, site, small_plan
 
 
@@ -105,6 +105,21 @@ def test_journal_lines_after_the_checkpoint_and_a_half_written_one_are_dropped(t
 def test_a_relative_run_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match=r"run\.dir is 'here'"):
         RunFolder.of(settings(Path("here")))
+
+
+def test_a_run_without_rounds_has_sites_say_what_they_are_have_and_wish_and_nothing_else(tmp_path: Path) -> None:
+    grid, asked = grid_of("a", "b"), list[str]()
+    for node, answer in list(grid.answers.items()):
+        grid.answers[node] = lambda message, answer=answer: (  # type: ignore[misc]
+            asked.append(message.metadata.message_type) or answer(message)  # type: ignore[func-returns-value]
+        )
+    run_federation(grid, settings(tmp_path, run__rounds=0))
+    assert asked == ["query", "query"] and json.loads((tmp_path / SITES).read_text(encoding="utf-8")).keys() == {
+        "a",
+        "b",
+    }
+    assert not (tmp_path / NAME).exists() and not read_journal(tmp_path)
+    run_federation(grid_of(), settings(tmp_path, run__rounds=0, outer__join_sites=1))
 
 
 def test_rounds_without_quorum_end_the_run_and_name_who_is_missing(tmp_path: Path) -> None:

@@ -23,10 +23,13 @@ from PIL import Image
 
 from client.home import SiteHome
 from client.line import api
-from client.line.api import app_for, token_file
+from client.line.api import app_for
+from client.line.predict import Current, Loaded
 from client.line.store import store_of
 from client.model import SiteModel
 from common.errors import DeployError
+from common.pages.serve import TOKEN as TOKEN_FILE
+from common.pages.serve import config_for
 from tests.client.line.place import checkpoint_in, in_use, model_of, site_at
 from tests.client.line.test_label import bomb
 
@@ -50,7 +53,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[SiteModel, SiteMod
 @contextmanager
 def asking(home: SiteHome, token: str = TOKEN, host: str = "") -> Iterator[httpx.Client]:
     """Serve in a thread, and ask; ``host`` is the name that requests give."""
-    server = uvicorn.Server(api.config_for(app_for(home, TOKEN)))
+    server = uvicorn.Server(config_for(app_for(home, TOKEN)))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -157,9 +160,9 @@ def test_what_is_no_picture_too_large_or_a_bomb_is_refused(
 def test_a_model_of_rows_says_that_it_takes_no_pictures(home: SiteHome, models: tuple[SiteModel, SiteModel]) -> None:
     model = replace(models[0], settings=models[0].settings.with_values({"data.beside": "{stem}_mask.png"}))
 
-    class Fixed(api.Current):
-        def get(self) -> api.Loaded:
-            return api.Loaded(entry, model)
+    class Fixed(Current):
+        def get(self) -> Loaded:
+            return Loaded(entry, model)
 
     entry = in_use(home, models[0])
     with pytest.raises(DeployError, match="not for single pictures"):
@@ -208,8 +211,8 @@ def test_models_are_swapped_under_load_and_no_request_fails_or_sees_half_of_one(
                 found.append((answer.status_code, answer.json()))
 
     with served(home) as (_, address):
-        assert stat.S_IMODE(token_file(home).stat().st_mode) == 0o600
-        token = token_file(home).read_text().strip()
+        assert stat.S_IMODE((home.run / TOKEN_FILE).stat().st_mode) == 0o600
+        token = (home.run / TOKEN_FILE).read_text().strip()
         askers = [threading.Thread(target=ask, args=(address, token)) for _ in range(3)]
         for one in askers:
             one.start()
@@ -227,7 +230,7 @@ def test_models_are_swapped_under_load_and_no_request_fails_or_sees_half_of_one(
     assert {status for status, _ in found} == {200}, [one for one in found if one[0] != 200][:3]
     assert {answer["model"] for _, answer in found} == {1, 2}
     assert all(answer["class"] in classes[int(str(answer["model"]))] for _, answer in found)
-    assert not token_file(home).exists()  # it goes with the process
+    assert not (home.run / TOKEN_FILE).exists()  # it goes with the process
 
 
 def test_a_port_that_is_taken_is_said(home: SiteHome, capsys: pytest.CaptureFixture[str]) -> None:

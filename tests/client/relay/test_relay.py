@@ -294,6 +294,21 @@ def test_a_supernode_that_keeps_an_answer_to_itself_is_made_to_start_anew(
     assert site.post("pull-messages", PULL).status_code == 200, "what its predecessor got is nothing to a new one"
 
 
+def test_a_supernode_that_has_had_many_messages_starts_anew_when_nothing_is_under_way(
+    site: RelayedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.post("activate-node", activation(site))
+    monkeypatch.setattr(app, "MOST_MESSAGES", 2)
+    for message in (asked(1), asked(2)):
+        site.world.upstream.replies[f"{PREFIX}pull-messages"] = always(delivered(message))
+        assert site.post("pull-messages", PULL).status_code == 200
+        script(site.world.upstream)
+        assert site.post("pull-messages", PULL).status_code == 200, "it is at work on one"
+        site.post("push-messages", pushed(reply_to(message, Error(2, "x"))).SerializeToString())
+    assert site.post("pull-messages", PULL).status_code == 401
+    assert site.post("pull-messages", PULL).status_code == 200, "the next one counts from the start"
+
+
 def activation(site: RelayedSite) -> bytes:
     key = b64decode(site.world.node_keys[site.name])
     return bytes(ActivateNodeRequest(public_key=key, heartbeat_interval=30).SerializeToString())

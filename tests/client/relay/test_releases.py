@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from client.adoption.fetch import fetch
+from client.adoption.fetch import fetch, newest_number
 from common.errors import DeployError, SettingsError
 from server.enrolment.sites import revoke
+from server.gateway.admission import Caller, Connections
 from server.releases.publishing import promote, publish
 from server.releases.registry import About
 from server.releases.repository import Repository
@@ -52,6 +53,23 @@ def test_a_site_that_took_its_kit_takes_releases(relayed: RelayedSite) -> None:
     assert found is not None
     assert (found.number, found.path.read_bytes()) == (1, data)
     wait_until(lambda: relayed.state()["bytes-in"] > len(data))
+
+
+def test_looking_again_and_again_takes_one_connection(relayed: RelayedSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look asks for the next root, which is not there; no handshake may come of that."""
+    release(relayed, b"one")
+    opened: list[object] = []
+    before = Connections.opened
+
+    def opening(connections: Connections, certificate: bytes | None) -> Caller:
+        opened.append(certificate)
+        return before(connections, certificate)
+
+    monkeypatch.setattr(Connections, "opened", opening)
+    for _ in range(5):
+        assert newest_number(relayed.home) == 1
+    fetch(relayed.home)
+    assert len(opened) == 1
 
 
 def test_rotated_keys_are_followed_through_the_relay(relayed: RelayedSite) -> None:

@@ -12,21 +12,23 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from common.checkpoint import read_checkpoint
+from common.checkpoint import RunState, read_checkpoint
 from common.errors import CampaignError, DeployError, FedreptileError, ReleaseError, SettingsError
 from common.paths import write_atomically
 from common.plan import plan_for
 from common.releases.artefact import Artefact
+from common.releases.delta import apply_delta
 from common.settings import Settings, as_toml
-from server.campaigns import cli
+from server.campaigns import cli, creation
 from server.campaigns.campaign import ALL, CANARY, DONE, FAILED, HAS_IT, Campaign, write_campaign
 from server.campaigns.creation import INITIAL, Choice, Wanted, ask_for_campaign, campaign_settings, chosen_sites
+from server.campaigns.models import Challenger, challenger_of
 from server.campaigns.phases import Lineage
 from server.campaigns.releases import FederationReleases, champion_number
 from server.campaigns.view import campaign_state, campaign_view
 from server.enrolment.registry import Enrolled, Registry, write_registry
 from server.home import FederationHome
-from server.releases.publishing import make_releases, open_registry
+from server.releases.publishing import content, make_releases, open_registry
 from server.service.runs import FINISHED, read_run, update_run
 from tests.server.scripted import SMALL
 
@@ -115,7 +117,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FederationHome:
     found.config_file.write_text("name = 'wards'\naddress = 'localhost:1'\n", encoding="utf-8")
     (found.path / "settings.toml").write_text(as_toml(AGREED), encoding="utf-8")
     write_registry(found.registry_file, REGISTRY)
-    monkeypatch.setattr(cli, "superlink_address", lambda home: "")
+    monkeypatch.setattr(creation, "superlink_address", lambda home: "")
     monkeypatch.setattr("server.campaigns.releases.fab_of_installation", lambda: (b"", "ab" * 32))
     return found
 
@@ -126,10 +128,15 @@ def released(home: FederationHome) -> FederationHome:
     return home
 
 
-def artefact(value: float) -> Artefact:
-    plan = plan_for(AGREED)
+def artefact(value: float, agreed: Settings = AGREED) -> Artefact:
+    plan = plan_for(agreed)
     params = {name: torch.full_like(old, value) for name, old in plan.initial.items()}
-    return Artefact(AGREED, params, {"crack": (torch.ones(plan.agreed.embedding), 4)})
+    return Artefact(agreed, params, {"crack": (torch.ones(plan.agreed.embedding), 4)})
+
+
+def made(value: float, agreed: Settings = AGREED) -> Challenger:
+    found = artefact(value, agreed)
+    return Challenger(found, found.params, None)
 
 
 LINEAGE = Lineage(0, "dents", ("line-1", "line-2"), {"passed": True, "told": "10 of 10", "reasons": ["line-1: secret"]})
@@ -137,7 +144,7 @@ LINEAGE = Lineage(0, "dents", ("line-1", "line-2"), {"passed": True, "told": "10
 
 def test_a_campaign_starts_from_the_release_that_all_sites_run(released: FederationHome) -> None:
     releases = FederationReleases(released)
-    first = releases.register(artefact(0.5), LINEAGE)
+    first = releases.register(made(0.5), LINEAGE)
     assert champion_number(released) == 0
     releases.promote(first, None)
     assert champion_number(released) == first
@@ -163,8 +170,8 @@ def test_without_a_place_for_releases_a_campaign_is_refused_and_the_way_is_named
 
 def test_a_release_is_registered_once_with_its_lineage_and_a_card_that_names_no_site(released: FederationHome) -> None:
     releases = FederationReleases(released)
-    number = releases.register(artefact(0.5), LINEAGE)
-    assert releases.register(artefact(0.5), LINEAGE) == number
+    number = releases.register(made(0.5), LINEAGE)
+    assert releases.register(made(0.5), LINEAGE) == number
     with open_registry(released) as registry:
         (found,) = registry.all()
     assert (found.about.campaign, found.about.sites, found.about.parent) == ("dents", ("line-1", "line-2"), None)
@@ -172,11 +179,33 @@ def test_a_release_is_registered_once_with_its_lineage_and_a_card_that_names_no_
     assert "line-1" not in json.dumps(dict(found.about.card)) and found.about.card["gate"] == {"told": "10 of 10"}
 
 
+def test_a_campaign_releases_a_small_difference_that_leads_to_the_same_file(released: FederationHome) -> None:
+    releases = FederationReleases(released)
+    agreed = AGREED.with_values({"model.width": 32})
+    first = releases.register(made(0.5, agreed), LINEAGE)
+    releases.promote(first, None)
+    record = ask_for_campaign(released, agreed, wanted())
+    plan = plan_for(Settings.from_flat(dict(record.settings)))
+    torch.manual_seed(0)
+    moved = {name: old + torch.randn_like(old) for name, old in artefact(0.5, agreed).params.items()}
+    table = {"dent": (torch.ones(plan.agreed.embedding), 10)}
+    found = challenger_of(plan, RunState(3, moved, plan.initial_slots, {}, {}, prototypes=table))
+    second = releases.register(found, Lineage(first, "dents", (), {}))
+    files = released.repository / "targets"
+    (delta,) = (path for path in files.rglob("*") if f"release-{second}-from-{first}" in path.name)
+    whole = content(released, second)
+    assert apply_delta(content(released, first), delta.read_bytes(), "it") == whole
+    assert delta.stat().st_size < 0.5 * len(whole)
+    with open_registry(released) as registry:
+        told = registry.get(second).about.card["delta"]
+    assert told["kind"] == "int8" and 0 < told["rounding"] < 0.02
+
+
 def test_withdrawing_gives_the_sites_the_older_content_under_a_higher_number(released: FederationHome) -> None:
     releases = FederationReleases(released)
-    first = releases.register(artefact(0.5), LINEAGE)
+    first = releases.register(made(0.5), LINEAGE)
     releases.promote(first, None)
-    second = releases.register(artefact(0.7), Lineage(first, "burrs", (), {}))
+    second = releases.register(made(0.7), Lineage(first, "burrs", (), {}))
     releases.promote(second, ["line-2"])
     releases.withdraw(second, "line-2: refused it")
     releases.withdraw(second, "line-2: refused it")
@@ -325,7 +354,7 @@ def test_a_campaign_is_followed_to_its_end(released: FederationHome, monkeypatch
         write_campaign(home.runs / "dents", Campaign(release=4).come_to(DONE, NOW))
         return update_run(home, record, state=FINISHED)
 
-    monkeypatch.setattr(cli, "ask_for_campaign", ends)
+    monkeypatch.setattr(creation, "ask_for_campaign", ends)
     code, told, _ = typed(released, "new", "dents", "--class", "dent")
     assert code == 0 and "campaign dents is done: release 4" in told
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Error, Message, RecordDict
 
+from common.checkpoint import RunState, write_checkpoint
 from common.errors import CampaignError, PolicyRefusal, ReleaseError, RoundError
 from common.messages import (
     ClassTable,
@@ -15,6 +16,7 @@ from common.messages import (
     Introduction,
     Update,
     decode_gate_request,
+    decode_request,
     encode_class_table,
     encode_gate_report,
     encode_introduction,
@@ -40,6 +42,7 @@ from server.campaigns.campaign import (
     Campaign,
     read_campaign,
 )
+from server.campaigns.models import Challenger
 from server.campaigns.phases import Lineage
 from server.rounds import run_federation
 from server.service.runs import WAITING, read_journal
@@ -63,11 +66,11 @@ class Register:
     stop_at: str = ""
     no_way_back: bool = False
 
-    def register(self, artefact: Artefact, lineage: Lineage) -> int:
+    def register(self, challenger: Challenger, lineage: Lineage) -> int:
         self._stop("before register")
         same = [n for n, (_, other) in enumerate(self.made, 1) if other.campaign == lineage.campaign]
         if not same:
-            self.made.append((artefact, lineage))
+            self.made.append((challenger.artefact, lineage))
         self._stop("after register")
         return same[-1] if same else len(self.made)
 
@@ -106,6 +109,9 @@ class Federation:
     tables: Callable[[str], RecordDict | Error | None] | None = None
     asked: list[tuple[str, str]] = field(default_factory=list)
     gates: list[RecordDict] = field(default_factory=list)
+    tabled: list[np.ndarray] = field(default_factory=list)
+    """The params under which class tables were asked for."""
+    moves: str = "evenly"
 
     def adopts(self, site: str, number: int) -> None:
         if site in self.refuses:
@@ -143,6 +149,7 @@ class Federation:
                 release, refused = self.release.get(name, 0), self.refused.get(name, 0)
                 return encode_introduction(Introduction(name, self.classes[name], "cpu", {}, release, refused))
             if kind == "query.class_table":
+                self.tabled.append(decode_request(message.content, agreed).params)
                 if self.tables:
                     return self.tables(name)
                 return table_of(tuple(sorted(self.classes[name])), agreed.embedding)
@@ -151,12 +158,17 @@ class Federation:
                 decode_gate_request(message.content, agreed)
                 after = self.right.get(name, 0.9)
                 scalars = {"num-held-back": 20.0, "accuracy-champion": 0.9, "accuracy-challenger": after}
+                if decode_gate_request(message.content, agreed).exact is not None:
+                    scalars["accuracy-exact"] = 0.95
                 return encode_gate_report(GateReport(scalars, {}, (10, 10) if name == "a" else (0, 0)))
-            return encode_update(
-                Update(np.ones(agreed.update, np.float32), np.empty(0, np.float32), {"num-examples": 4.0})
-            )
+            return encode_update(Update(self._moved(agreed.update), np.empty(0, np.float32), {"num-examples": 4.0}))
 
         return answer
+
+    def _moved(self, size: int) -> np.ndarray:
+        if self.moves == "evenly":
+            return np.ones(size, np.float32)
+        return np.random.default_rng(0).standard_normal(size).astype(np.float32)
 
     def campaign(self) -> Campaign:
         found = read_campaign(self.run)
@@ -212,8 +224,32 @@ def test_without_a_release_the_champion_is_what_the_rounds_started_from(
     asked = decode_gate_request(federation.gates[0], plan.agreed)
     assert np.array_equal(asked.champion.params, plan.params.pack(plan.initial).numpy())
     assert not asked.champion.table.names and asked.challenger.table.names == (NEW, "x", "y", "z")
-    assert not np.array_equal(asked.champion.params, asked.challenger.params)
+    assert not np.array_equal(asked.champion.params, asked.challenger.params) and asked.exact is None
     assert "no release yet" in federation.campaign().verdict["notes"][0]
+
+
+@pytest.mark.parametrize("delta", ["int8", "off"])
+def test_what_is_released_is_what_tables_and_gate_were_made_with(
+    federation: Federation, register: Register, delta: str
+) -> None:
+    federation.moves = "unevenly"
+    start = federation.settings()
+    initial = federation.run.parent / "champion.safetensors"
+    write_checkpoint(initial, RunState(0, plan_for(start).initial, {}, {}, {}), start)
+    settings = federation.settings(
+        campaign__release=1, campaign__delta=delta, model__initial=str(initial), outer__average=0.5
+    )
+    state = run_federation(federation.grid(), settings, releases=register)
+    plan, ((artefact, _),) = plan_for(settings), register.made
+    released, exact = plan.params.pack(artefact.params).numpy(), plan.params.pack(state.published).numpy()
+    asked = decode_gate_request(federation.gates[0], plan.agreed)
+    assert np.array_equal(asked.challenger.params, released)
+    assert all(np.array_equal(one, released) for one in federation.tabled)
+    if delta == "off":
+        assert np.array_equal(released, exact) and asked.exact is None
+        return
+    assert asked.exact is not None and np.array_equal(asked.exact, exact) and not np.array_equal(released, exact)
+    assert federation.campaign().verdict["rounding_cost"] == pytest.approx(100 * (0.95 - 0.9))
 
 
 def test_a_challenger_that_fails_is_kept_with_its_reasons_and_not_released(

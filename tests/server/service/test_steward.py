@@ -1,5 +1,6 @@
 """Runs whose process is no more are started again, without waiting for Flower to see it."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +8,19 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from common.deployment.lock import hold
-from common.settings import Settings
+from common.settings import Settings, as_toml
 from server import rounds
 from server.app import app
 from server.home import FederationHome
 from server.service import steward
 from server.service.control import RunStatus
 from server.service.runs import (
+    FINISHED,
     LOCK,
     RUNNING,
     WANTED,
     HeldError,
+    all_runs,
     ask_for_run,
     has_died,
     read_outcome,
@@ -136,3 +139,31 @@ def test_an_attempt_that_finds_another_at_work_leaves_no_last_word_and_the_run_d
     superlink: Any = SuperLink(ATTEMPT)
     steward.look_after(home, superlink, b"", "")
     assert read_run(folder).state == WANTED
+
+
+def test_sites_are_asked_what_they_wish_when_nothing_else_has_asked_them_for_long(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = FederationHome(tmp_path)
+    home.config_file.write_text("name = 'lines'\naddress = 'localhost:1'\nask-minutes = 10.0\n", encoding="utf-8")
+    began, minute = time.time(), 60.0
+    steward.ask_when_due(home, began, began + 11 * minute)
+    assert not all_runs(home) and "settings.toml" in caplog.text, "what is wrong is told, and the steward goes on"
+    (tmp_path / "settings.toml").write_text(as_toml(Settings()), encoding="utf-8")
+    steward.ask_when_due(home, began, began + 9 * minute)
+    assert not all_runs(home)
+    steward.ask_when_due(home, began, began + 11 * minute)
+    (asked,) = all_runs(home)
+    assert asked.state == WANTED and asked.settings["run.rounds"] == 0
+    steward.ask_when_due(home, began, began + 100 * minute)
+    assert all_runs(home) == [asked], "one that is under way is not asked for again"
+    update_run(home, asked, state=FINISHED)
+    update_run(home, ask_for_run(home, "run", Settings()), state=FINISHED)
+    steward.ask_when_due(home, began, began + 9 * minute)
+    assert {run.state for run in all_runs(home)} == {FINISHED}, "the run has asked them too"
+    steward.ask_when_due(home, began, began + 11 * minute)
+    assert read_run(home.runs / "asking").state == WANTED
+    home.config_file.write_text("name = 'lines'\naddress = 'localhost:1'\nask-minutes = 0.0\n", encoding="utf-8")
+    update_run(home, read_run(home.runs / "asking"), state=FINISHED)
+    steward.ask_when_due(home, began, began + 1000 * minute)
+    assert read_run(home.runs / "asking").state == FINISHED
