@@ -1,5 +1,5 @@
 # make run   sets up and runs the main job       make test   sets up and runs every check
-# Both make the virtual environment in $(VENV) first. Variables: PYTHON, VENV, TORCH, RUN_ARGS, TEST_ARGS.
+# Both make the virtual environment in $(VENV) first. Variables: PYTHON, VENV, TORCH, RUN_ARGS, PROCESSES, TEST_ARGS.
 # make federations runs all five that come with the project, three seeds each, and prints the tables of docs/results.md.
 
 PYTHON ?= python3
@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 RUN_ARGS ?=
 FEDERATIONS ?= omniglot steel_lines board_lines chest_xrays heart_hospitals
 SEEDS ?= 0 1 2
+PROCESSES ?= 2
 TEST_ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -21,7 +22,7 @@ run: $(VENV)/.ready-to-run
 	$(BIN)/fedreptile-sim run $(RUN_ARGS)
 
 test: $(VENV)/.ready-to-test lint types
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist worksteal $(TEST_ARGS)
 
 lint: $(VENV)/.ready-to-test
 	$(BIN)/ruff format --check .

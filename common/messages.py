@@ -428,7 +428,9 @@ def read_array(array: Array, size: int, dtype: str) -> Flat:
 
 NPY_START = b"\x93NUMPY\x01\x00"
 """Version 1.0 of the .npy format (NumPy enhancement proposal 1), all that a one-dimensional array needs."""
-NPY_HEADER = re.compile(rb"\{'descr': '([<>|=][a-zA-Z][0-9]{1,3})', 'fortran_order': False, 'shape': \(([-0-9, ]{1,40})\), \} *\n")
+NPY_HEADER = re.compile(
+    rb"\{'descr': '([<>|=][a-zA-Z][0-9]{0,3})', 'fortran_order': False, 'shape': \(([-0-9, ]{1,40})\), \} *\n"
+)
 """As numpy writes it. Anything else is refused, so that nothing that a stranger wrote is parsed as Python."""
 
 

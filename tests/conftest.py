@@ -1,5 +1,6 @@
 """What several tests need: real handwritten digits as sites, and settings that keep tests to themselves."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from client.data.packed import write_packed
 assert Path(common.__file__).is_relative_to(Path(__file__).parent.parent), (
     f"the tests would test {common.__file__}, which is not in this checkout"
 )
+
+for name in ("COLUMNS", "LINES"):  # in a process of pytest-xdist's they are set, and tables would never be wider
+    os.environ.pop(name, None)
 
 SITES, CLASSES, INPUTS = 8, 10, 20
 """Sites of the packed set, classes and inputs of each class at a site."""

@@ -48,7 +48,7 @@ class TextureNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            hidden = torch.cat([statistics_of(part) for part in inputs.split(AT_ONCE)])
+            hidden = torch.cat([statistics_of(part) for part in torch.split(inputs, AT_ONCE)])
         hidden = self.norm0(hidden)
         for layer in range(1, self.depth + 1):
             linear, normalisation = getattr(self, f"linear{layer}"), getattr(self, f"norm{layer}")

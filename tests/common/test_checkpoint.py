@@ -242,7 +242,7 @@ WRONG_DESCRIPTIONS = {
     "settings in a list": json.dumps(described(settings=["run.seed"])),
     "an unknown setting": json.dumps(described(settings={"run.sed": 1})),
     "a setting of the wrong type": json.dumps(described(settings={"run.seed": "one"})),
-    "a setting out of range": json.dumps(described(settings={"run.rounds": 0})),
+    "a setting out of range": json.dumps(described(settings={"run.rounds": -1})),
     **{f"{key} missing": without(key) for key in described()},
 }
 

@@ -271,7 +271,7 @@ def test_settings_that_contradict_each_other_are_refused_and_both_named(
         lambda: Settings(inner=InnerLoop(views=3)),
         lambda: Settings(inner=InnerLoop(steps=-1)),
         lambda: Settings(model=ModelSettings(head="both")),
-        lambda: dataclasses.replace(Settings(), run=RunSettings(rounds=0)),
+        lambda: dataclasses.replace(Settings(), run=RunSettings(rounds=-1)),
     ],
     ids=["transductive", "views", "steps", "head", "rounds"],
 )

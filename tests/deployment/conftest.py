@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.deployment.deployed import Deployment
+
+SECONDS_TO_END = 15.0
+"""An app process looks now and then whether the one that started it is still there."""
 
 
 @pytest.fixture
@@ -22,7 +26,9 @@ def deployment() -> Iterator[Deployment]:
         finally:
             print(found.logs())
             found.down()
-            left = found.processes()
+            end = time.monotonic() + SECONDS_TO_END
+            while (left := found.processes()) and time.monotonic() < end:
+                time.sleep(0.1)
             for pid, _ in left:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 from pathlib import Path
 
 import tomli_w
@@ -47,10 +48,17 @@ def test_the_commands_of_the_guide_lead_to_a_finished_run(deployment: Deployment
 
     for words in [*those(operator, "enrol")[:1], *those(operator, "up"), *those(site, "join")[:1]]:
         typed(words)
-    for words in [*those(operator, "enrol")[1:2], *those(site, "join")[1:2], *those(site, "explain", "check", "up")]:
+    began = time.monotonic()
+    approved = [*those(operator, "enrol")[1:2], *those(site, "join")[1:2], *those(site, "explain", "check", "up")]
+    for words in approved:
         typed(words)
     said = "".join(typed(words) for words in those(operator, "run"))
     assert "is finished" in said
+    keys = sum(len(" ".join(words)) + 1 for words in [*approved, *those(operator, "run")])
+    print(
+        f"from the approval to the end of {settings['run']['rounds']} rounds: {len(approved) + 1} commands, "
+        f"{keys} keys, {time.monotonic() - began:.0f} s beside the typing"
+    )
     shown = "".join(typed(words) for words in [*those(operator, "status", "show"), *those(site, "status", "ledger")])
     assert "rounds done" in shown and "none was changed" in shown
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,9 +33,10 @@ from common.pages.serve import TOKEN as TOKEN_FILE
 from common.pages.serve import config_for
 from tests.client.line.place import checkpoint_in, in_use, model_of, site_at
 from tests.client.line.test_label import bomb
+from tests.deployment.measured import report
 
 TOKEN = "a token of this test"
-SWAPS = int(os.environ.get("FEDREPTILE_TEST_SWAPS", "20"))
+ASKERS = 3
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -197,40 +199,58 @@ def served(home: SiteHome) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_models_are_swapped_under_load_and_no_request_fails_or_sees_half_of_one(
     home: SiteHome, models: tuple[SiteModel, SiteModel]
 ) -> None:
+    swapped_under_load(home, models, 20, 0.0)
+
+
+@pytest.mark.endurance
+def test_a_hundred_swaps_in_five_minutes_of_load(home: SiteHome, models: tuple[SiteModel, SiteModel]) -> None:
+    took = sorted(swapped_under_load(home, models, 100, 300.0))
+    middle, most, last = (1000 * took[int(part * (len(took) - 1))] for part in (0.5, 0.99, 1.0))
+    rows = [(len(took), 100, 0, middle, most, last)]
+    report("swaps", ("requests", "swaps", "failed", "p50 ms", "p99 ms", "longest ms"), rows, askers=ASKERS)
+
+
+def swapped_under_load(home: SiteHome, models: tuple[SiteModel, SiteModel], swaps: int, seconds: float) -> list[float]:
+    """Ask without pause while models are swapped, at least five times between two swaps; return what answers took."""
     for model in models:
         in_use(home, model)
     classes = {1: {"a", "b"}, 2: {"c", "d"}}
     found: list[tuple[int, dict[str, object]]] = []
+    took: list[float] = []
     done = threading.Event()
 
     def ask(address: str, token: str) -> None:
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
         with httpx.Client(base_url=address, headers=headers, timeout=60, trust_env=False) as client:
             while not done.is_set():
+                began = time.monotonic()
                 answer = client.post("/predict", content=picture())
+                took.append(time.monotonic() - began)
                 found.append((answer.status_code, answer.json()))
 
     with served(home) as (_, address):
         assert stat.S_IMODE((home.run / TOKEN_FILE).stat().st_mode) == 0o600
         token = (home.run / TOKEN_FILE).read_text().strip()
-        askers = [threading.Thread(target=ask, args=(address, token)) for _ in range(3)]
+        askers = [threading.Thread(target=ask, args=(address, token)) for _ in range(ASKERS)]
         for one in askers:
             one.start()
         try:
-            for swap in range(SWAPS):
+            for swap in range(swaps):
                 before = len(found)
                 store_of(home).use(1 + swap % 2)
+                done.wait(seconds / swaps)
                 while len(found) < before + 5 and all(one.is_alive() for one in askers):
                     done.wait(0.005)
         finally:
             done.set()
             for one in askers:
                 one.join()
-    assert len(found) >= 5 * SWAPS
+    assert len(found) >= 5 * swaps
     assert {status for status, _ in found} == {200}, [one for one in found if one[0] != 200][:3]
     assert {answer["model"] for _, answer in found} == {1, 2}
     assert all(answer["class"] in classes[int(str(answer["model"]))] for _, answer in found)
     assert not (home.run / TOKEN_FILE).exists()  # it goes with the process
+    return took
 
 
 def test_a_port_that_is_taken_is_said(home: SiteHome, capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,6 +245,7 @@ OTHER: dict[str, Value] = {
     "data.bits": 16,
     "model.network": "mlp",
     "model.head": "linear",
+    "campaign.delta": "bf16",
     "model.normalisation": "batch",
     "inner.optimizer": "adam",
     "inner.augment": "flip",

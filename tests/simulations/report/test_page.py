@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.settings import as_toml, flatten, read_toml
+from common.settings import RunSettings, as_toml, flatten, read_toml
 from simulations.judging.evaluate import Protocol, Score, ShownEpisode, SiteRow
 from simulations.judging.samples import Sample
 from simulations.report.formats import size
@@ -85,7 +85,7 @@ def test_settings_on_the_page_read_back_as_those_of_the_run(run: Path, tmp_path:
 
 def test_settings_that_differ_from_the_default_are_marked(run: Path) -> None:
     page = Page(write_report(run))
-    assert page.row("run.rounds ●")[1:] == ["2", "2000", "rounds in all"]
+    assert page.row("run.rounds ●")[1:] == ["2", "2000", RunSettings.__dataclass_fields__["rounds"].metadata["meaning"]]
     assert page.row("run.seed")[1:3] == ["0", "0"]
     assert page.row("data.sites ●")[1] == "plants"
     assert page.row("run.resume")[1:3] == ["true", "true"]
