@@ -25,7 +25,7 @@ APPS = {
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", README + TUTORIAL, flags=re.DOTALL)
+    blocks = re.findall(r"```sh(?: laptop)?\n(.*?)```", README + TUTORIAL, flags=re.DOTALL)
     return [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
 
 

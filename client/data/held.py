@@ -1,6 +1,7 @@
 """Which samples of a site are never trained on, so that models can be judged on them: decided by content alone."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -9,6 +10,8 @@ from client.data.indexed import IndexedData, positions
 from client.data.rotated import RotatedClasses
 from common.learning.episode import SiteData
 
+FEW = 20
+"""Samples up to which a class has few."""
 BATCH = 64
 """Samples that are looked at together."""
 
@@ -35,8 +38,10 @@ def apart(data: SiteData, share: float) -> tuple[SiteData, SiteData]:
     """Divide a site's samples into those to train on and those held back.
 
     A sample is held back if the SHA-256 of its content, as a fraction of its range, is below ``share``. So the choice
-    stays the same when others are added, and copies of one sample lie on one side. A class keeps a sample to train on:
-    the one with the largest fraction. The part that is held back lists only classes that have such a sample.
+    stays the same when others are added, and copies of one sample lie on one side. Of a class with FEW samples chance
+    could take most of them that way: of those no more than their share is held back, the lowest fractions first, which
+    may change as the class grows. The part that is held back lists only classes that have such a sample; each class
+    keeps one to train on.
 
     Args:
         share: 0 to below 1; 0 holds nothing back and returns the data themselves.
@@ -51,6 +56,8 @@ def apart(data: SiteData, share: float) -> tuple[SiteData, SiteData]:
     for name in data.classes():
         found = fractions(data, name)
         bound = min(share, max(found))
+        if len(found) <= FEW:
+            bound = min(bound, sorted(found)[min(math.ceil(share * len(found)), len(found) - 1)])
         training[name] = [row for row, fraction in enumerate(found) if fraction >= bound]
         back[name] = [row for row, fraction in enumerate(found) if fraction < bound]
     return Part(data, training), Part(data, back)

@@ -101,6 +101,7 @@ def judge_challenger(
     reports: Mapping[str, GateReport],
     missing: Mapping[str, str],
     notes: Iterable[str] = (),
+    faults: Iterable[str] = (),
 ) -> Verdict:
     """Judge a challenger by what sites report.
 
@@ -109,8 +110,9 @@ def judge_challenger(
         reports: site -> its checked answer.
         missing: sites without a usable answer -> why.
         notes: what to say in addition.
+        faults: why it does not pass, whatever the sites say.
     """
-    found = _Findings(notes=list(notes))
+    found = _Findings(list(faults), list(notes))
     names = sorted({*asked, *reports, *missing})
     sites = tuple(
         _site(name, reports[name], new_class) if name in reports else SiteRow(name, missing.get(name, "not asked"))

@@ -174,16 +174,20 @@ class Conductor:
         absent = strategy.roster.absent()
         strategy.ask_for_gate(champion_side, challenger_side, made.exact if made.difference else None)
         reports, missing = strategy.gate_reports(collect(grid, strategy.asked, settings.outer.deadline))
+        faults = []
         if new_class not in challenger.prototypes:
             whys = "; ".join(f"{site}: {why}" for site, why in self.campaign.left_out.items())
-            notes.append(
-                f"{new_class!r} is in no class table, so that sites without it will not recognise it"
-                + (f" ({whys})" if whys else "")
+            told = f"{new_class!r} is in no class table, so that sites without it will not recognise it" + (
+                f" ({whys})" if whys else ""
             )
+            if settings.gate.least_by_table:
+                faults.append(f"{told}; gate.least-by-table is {settings.gate.least_by_table:g}")
+            else:
+                notes.append(told)
         if lost := sorted(champion.prototypes.keys() - challenger.prototypes.keys()):
             notes.append(f"no site let out its table of {', '.join(lost)}: sites without them recognise them no more")
         asked = {*settings.campaign.site_names, *strategy.asked, *absent}
-        verdict = judge_challenger(new_class, settings.gate, asked, reports, {**absent, **missing}, notes)
+        verdict = judge_challenger(new_class, settings.gate, asked, reports, {**absent, **missing}, notes, faults)
         if not verdict.passed:
             self._fail(f"the gate has not passed: {'; '.join(verdict.reasons)}", verdict=asdict(verdict))
             return

@@ -26,6 +26,7 @@ from simulations.sources.files import Files, origin_files
 from simulations.sources.pool import Pool, open_pool
 from simulations.sources.prepare import find_files, find_mirror, key, pools, prepare
 from simulations.sources.show import show_columns, show_sites
+from simulations.sources.unpack import unpack
 
 data_app = typer.Typer(help="Data sets for simulations.", no_args_is_help=True)
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -106,6 +107,23 @@ def data_show(
         return
     judge = _counts(dealt.judge, data) if dealt.judge else {}
     show_sites(_counts(dealt.train, data), judge, console, picture)
+
+
+@data_app.command("unpack")
+def data_unpack(
+    what: Annotated[str, typer.Argument(help="A federation's name or TOML file, or a data set of pictures.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to make: SITE/CLASS/NUMBER.png.")],
+    data_mirror: Mirror = None,
+    assignments: Annotated[
+        list[str], typer.Option("--set", help="Deal it otherwise: key=value, such as sites.number=4.")
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Write the pictures that sites train on as class folders, for real sites to work with."""
+    ready = what in READY or Path(what).suffix == ".toml"
+    described = read_federation(what, assignments) if ready else _natural(find_set(what), assignments)
+    dealt = dealt_visibly(described, data_mirror)
+    for site, count in unpack(dealt.train, folder, described.settings.data).items():
+        console.print(f"{folder / site}: {count} pictures")
 
 
 def dealt_visibly(described: Federation, mirror: Path | None) -> Dealt:

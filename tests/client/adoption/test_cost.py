@@ -22,14 +22,17 @@ SETTINGS = settings_with(model__width=16, data__hold_back=0.3, inner__steps=3, r
 def test_rounding_the_step_costs_at_most_a_point_of_accuracy(digit_sites: Path, kind: str) -> None:
     with threads(1):
         sites = {f"site-{n}": open_site_data(digit_sites, f"site-{n}", SETTINGS.data, None) for n in range(4)}
+        every = [open_site_data(digit_sites, f"site-{n}", SETTINGS.data, None) for n in range(8)]
         before = centralised_reptile(sites, replace(SETTINGS, run=replace(SETTINGS.run, rounds=5)))
         after = centralised_reptile(sites, SETTINGS)
         rounded = difference_of(before, after, kind).applied_to(before)
 
         def judge(params: Params) -> float:
             checkpoint = Artefact(SETTINGS, params).checkpoint()
-            judged = [adapt_site(checkpoint, *apart(data, 0.3))[1].after for data in sites.values()]
-            return sum(tally.accuracy for tally in judged) / len(judged)
+            judged = [
+                adapt_site(checkpoint, *apart(data, share))[1].after for data in every for share in (0.2, 0.3, 0.4, 0.5)
+            ]
+            return sum(tally.correct for tally in judged) / sum(tally.total for tally in judged)
 
         cost = cost_of(judge, after, rounded)
     print(f"{kind}: {cost.exact:.4f} exact, {cost.rounded:.4f} rounded")

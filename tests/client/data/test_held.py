@@ -1,5 +1,6 @@
 """Samples that are never trained on: chosen by content, so that the choice outlives every change around them."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.data.folder import open_folder
-from client.data.held import apart, fractions
+from client.data.held import FEW, apart, fractions
 from client.data.indexed import IndexedData, Standardisation
 from client.data.rotated import RotatedClasses
 from client.data.sites import open_site_data
@@ -59,16 +60,24 @@ def test_of_many_samples_about_the_share_is_held_back(share: float) -> None:
 
 
 def test_what_is_held_back_stays_so_when_samples_classes_or_the_order_change(digit_folders: Path) -> None:
-    data = open_folder(digit_folders / "line-1", DIGITS)
-    _, held = apart(data, 0.4)
-    pixels = data.content("digit-1", range(12))
-    order = [7, 3, 11, 0, 5]
-    fewer = IndexedData(pixels[order], {"another name": np.arange(5)})
-    _, held_of_fewer = apart(fewer, 0.4)
-    before = all_in(held)["digit-1"]
-    kept = [data.inputs("digit-1", [row]).numpy().tobytes() for row in order]
-    assert all_in(held_of_fewer).get("another name", []) == sorted(sample for sample in kept if sample in before)
-    assert 0 < len(before) < 12
+    found = open_folder(digit_folders / "line-1", DIGITS)
+    pixels = np.concatenate([found.content(name, range(found.count(name))) for name in found.classes()])
+    order = np.random.default_rng(0).permutation(len(pixels))[: FEW + 5]
+    data, fewer = (
+        IndexedData(part, {name: np.arange(len(part))}) for part, name in ((pixels, "one"), (pixels[order], "another"))
+    )
+    (_, held), (_, held_of_fewer) = apart(data, 0.4), apart(fewer, 0.4)
+    before = all_in(held)["one"]
+    kept = [data.inputs("one", [int(row)]).numpy().tobytes() for row in order]
+    assert all_in(held_of_fewer)["another"] == sorted(sample for sample in kept if sample in before)
+    assert 0 < len(before) < len(pixels)
+
+
+@given(st.integers(1, FEW), st.floats(0.01, 0.9), st.integers(0, 1000))
+def test_of_few_samples_no_more_than_the_share_is_held_back(count: int, share: float, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 1, 2, 2), np.uint8)
+    _, held = apart(IndexedData(pixels, {"new": np.arange(count)}), share)
+    assert (held.count("new") if list(held.classes()) else 0) <= min(math.ceil(share * count), count - 1)
 
 
 def test_numbers_are_chosen_as_they_were_read_since_standardised_ones_change_with_every_new_row() -> None:

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from client.data.indexed import Pixels
+from client.data.indexed import Pixels, as_input
+from client.data.sites import read_new
 from client.home import SiteHome
 from client.line import api, desk, page, watch
 from client.line.api import app_for
@@ -103,6 +104,19 @@ def learned(browser: Browser) -> str:
     raise AssertionError("it learns for ever")
 
 
+def with_threshold_between(home: SiteHome, known: Path, strange: Path) -> None:
+    """Have the line use its model with a threshold for which one picture is unknown and the other is not."""
+    store = store_of(home)
+    current = store.current()
+    assert current is not None
+    model = read_model(current.path)
+    near, far = (
+        model.predict(as_input(read_new(path, model.settings.data)[1], None))[0].distance for path in (known, strange)
+    )
+    assert near < far
+    store.use(store.add(replace(model, threshold=(near + far) / 2), About("adapted")).number)
+
+
 # ------------------------------------------------------------------------------------------------------- live
 
 
@@ -111,8 +125,9 @@ def test_the_newest_pictures_are_shown_with_what_the_model_says_of_each(home: Si
     strange = home.path / "strange.png"
     Image.fromarray((np.indices((8, 8))[0] % 2 * 255).astype(np.uint8)).save(strange)
     watched(home, known, strange)
+    with_threshold_between(home, known, strange)
     with browsing(home) as browser:
-        assert "Model 1 is looking It knows 4 classes" in browser.see("/")
+        assert "Model 2 is looking It knows 4 classes" in browser.see("/")
         newest, oldest = tiles(browser)
         assert "UNKNOWN nearest: digit-" in newest and "strange.png" in newest and "What is it?" in newest
         assert re.search(r"digit-2 (only )?\d+ % sure", oldest) and known.name in oldest

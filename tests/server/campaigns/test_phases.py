@@ -381,13 +381,24 @@ def test_a_class_that_is_missing_from_the_tables_is_told_by_site_and_reason(
     embedding = plan_for(federation.settings()).agreed.embedding
     closed = Error(101, PolicyRefusal("classes.tables", "").told())
     federation.tables = lambda name: closed if name == "b" else table_of(("y",), embedding)
-    run_federation(federation.grid(), federation.settings(), releases=register)
+    run_federation(federation.grid(), federation.settings(gate__least_by_table=0.0), releases=register)
     found = federation.campaign()
     assert found.left_out["a"] == f"classes.minimum: {NEW}, x" and found.left_out["c"] == "classes.minimum: z"
     assert "classes.tables" in found.left_out["b"] and found.tables == {"y": 18}
     assert any(
         f"'{NEW}' is in no class table" in note and "a: classes.minimum" in note for note in found.verdict["notes"]
     )
+
+
+def test_a_release_by_which_sites_without_the_class_would_not_know_it_is_not_made(
+    federation: Federation, register: Register
+) -> None:
+    federation.tables = lambda name: table_of(("y",), plan_for(federation.settings()).agreed.embedding)
+    with pytest.raises(
+        CampaignError, match=rf"'{NEW}' is in no class table.*minimum.*least-by-table is 0\.8"
+    ):
+        run_federation(federation.grid(), federation.settings(), releases=register)
+    assert federation.campaign().phase == FAILED and not register.made
 
 
 def test_a_campaign_for_a_class_that_nobody_has_does_not_begin(federation: Federation, register: Register) -> None:
