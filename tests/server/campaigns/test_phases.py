@@ -394,9 +394,7 @@ def test_a_release_by_which_sites_without_the_class_would_not_know_it_is_not_mad
     federation: Federation, register: Register
 ) -> None:
     federation.tables = lambda name: table_of(("y",), plan_for(federation.settings()).agreed.embedding)
-    with pytest.raises(
-        CampaignError, match=rf"'{NEW}' is in no class table.*minimum.*least-by-table is 0\.8"
-    ):
+    with pytest.raises(CampaignError, match=rf"'{NEW}' is in no class table.*minimum.*least-by-table is 0\.8"):
         run_federation(federation.grid(), federation.settings(), releases=register)
     assert federation.campaign().phase == FAILED and not register.made
 
