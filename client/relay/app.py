@@ -79,7 +79,7 @@ STUCK_SECONDS = 10.0
 is lost to it, or lies ready until another message comes: it sends an answer per message, whichever is there first."""
 MOST_MESSAGES = 500
 """After so many SuperNode starts anew, with nothing under way: it keeps the task and the log of each message in memory
-(flwr 1.41, InMemoryCoreState: task_store, task_logs): some 50 kB (docs/endurance.md)."""
+(flwr 1.41, InMemoryCoreState: task_store, task_logs): some 20 kB (docs/endurance.md)."""
 
 HEARTBEAT, PULL = f"{PREFIX}send-node-heartbeat", f"{PREFIX}pull-messages"
 PUSH, OBJECT = f"{PREFIX}push-messages", f"{PREFIX}push-object"
