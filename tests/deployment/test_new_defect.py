@@ -88,7 +88,7 @@ def test_ten_pictures_at_one_line_teach_all_lines_a_defect_that_nobody_had_seen(
         state = json.loads(deployment.operator("campaign status", "dents", "--json"))
         assert state["phase"] == "done" and abs(state["verdict"]["rounding_cost"]) < 2.0
         assert list((deployment.server.repository / "targets").glob("*.release-2-from-1.int8.delta"))
-        print("rounding costs", state["verdict"]["rounding_cost"], "points")
+        print("rounding costs", state["verdict"]["rounding_cost"], "points; phases began", state["since"])
         check_taught(before, after)
 
         deployment.engineer("line-3", "rollback")
