@@ -285,7 +285,7 @@ def _decide(store: Store, found: "Learned", wanted: _Wanted) -> None:
 
 def show_learned(found: "Learned") -> None:
     """Print the new model beside the old one."""
-    from common.learning.interval import wilson
+    from common.learning.interval import FEW, wilson
 
     comparison = found.comparison
     before, after = comparison.old.per_class(), comparison.new.per_class()
@@ -299,7 +299,7 @@ def show_learned(found: "Learned") -> None:
     console.print(table if comparison.new.total else "no sample was held back, so the model is not judged on any")
     for name, (right, total) in comparison.left_out.items():
         low, high = wilson(right, total)
-        proof = "little" if total < 30 else "some"
+        proof = "little" if total < FEW else "some"
         console.print(
             Text(
                 f"{name!r}: {right} of {total} are recognised by models adapted without them; with {total} samples the "

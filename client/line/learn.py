@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from client.data.held import Part, apart
+from client.data.held import FEW, Part, apart
 from client.data.indexed import IndexedData, as_input
 from client.data.sites import open_site_data
 from client.home import SiteHome
@@ -22,8 +22,6 @@ from common.settings import Settings, Value
 
 HOLD_BACK = 0.3
 """Part that is held back where the federation has agreed on none."""
-FEW = 20
-"""Samples up to which a class is judged by leaving out one at a time."""
 MOST_LEFT_OUT = 20
 """Adaptations that this may take in all; new classes come first."""
 MOST_KEPT = 200

@@ -24,8 +24,8 @@ from client.line.store import About, Entry, store_of
 from client.line.watch import MOST_BYTES, Folder, Gallery, Look, Recent, Seen, content_of, plain_file
 from client.model import Prediction
 from common.errors import CheckpointError, FedreptileError, SettingsError, SiteDataError
-from common.learning.interval import wilson
-from common.pages.guard import Guard, body, form
+from common.learning.interval import FEW, wilson
+from common.pages.guard import Guard, body, first_of, form
 from common.pages.render import environment
 
 TABS = (("/", "Live"), ("/label", "Label"), ("/learn", "Learn"), ("/history", "History"))
@@ -34,8 +34,6 @@ SHOWN = 48
 PATIENCE = 1.5
 """Seconds for which a page waits for new predictions; those that are not done then come with the next look."""
 EVENTS = 100
-FEW = 30
-"""Samples below which a rate is hardly known."""
 
 
 @dataclass(frozen=True)
@@ -246,12 +244,12 @@ class Pages:
 
     async def _do_label(self, request: Request) -> Response:
         fields = await form(request)
-        name = _one(fields, "as") or _one(fields, "name").strip()
+        name = first_of(fields, "as") or first_of(fields, "name").strip()
         added = await run_in_threadpool(self._desk.label, fields.get("picture", []), name)
         return self._to("/label", f"{_pictures(added)} labelled “{name}”. Label more, or go to Learn.")
 
     async def _do_unlabel(self, request: Request) -> Response:
-        number = _one(await form(request), "back")
+        number = first_of(await form(request), "back")
         name = await run_in_threadpool(self._desk.unlabel, number)
         return self._to("/label", f"The label “{name}” is taken back.")
 
@@ -261,7 +259,7 @@ class Pages:
 
     async def _do_decide(self, request: Request) -> Response:
         fields = await form(request)
-        number, what = _whole(_one(fields, "number")), _one(fields, "what")
+        number, what = _whole(first_of(fields, "number")), first_of(fields, "what")
         candidate = await run_in_threadpool(self._store.candidate)
         if candidate is None or candidate.number != number or what not in ("use", "discard"):
             raise CheckpointError(f"model {number} does not wait for a decision any more; look at the page anew")
@@ -274,8 +272,8 @@ class Pages:
 
     async def _do_wish(self, request: Request) -> Response:
         fields = await form(request)
-        name = _one(fields, "class")
-        if _one(fields, "what") == "no longer":
+        name = first_of(fields, "class")
+        if first_of(fields, "what") == "no longer":
             await run_in_threadpool(self._store.unwish, name)
             return self._to("/learn", f"The other lines are no longer asked to learn “{name}”.")
         classes = await run_in_threadpool(self._desk.classes)
@@ -287,7 +285,7 @@ class Pages:
         )
 
     async def _do_back(self, request: Request) -> Response:
-        wanted = await run_in_threadpool(self._store.entry, _whole(_one(await form(request), "to")))
+        wanted = await run_in_threadpool(self._store.entry, _whole(first_of(await form(request), "to")))
         current = await run_in_threadpool(self._store.current)
         change = self._store.rollback if current and wanted.number < current.number else self._store.use
         entry = await run_in_threadpool(change, wanted.number, "on the page")
@@ -438,10 +436,6 @@ def _when(text: str) -> str:
 
 def _pictures(number: int) -> str:
     return "1 picture is" if number == 1 else f"{number} pictures are"
-
-
-def _one(fields: Mapping[str, Sequence[str]], key: str) -> str:
-    return next(iter(fields.get(key, [])), "")
 
 
 def _whole(text: str) -> int:

@@ -4,6 +4,8 @@ import math
 
 Z = 1.959964
 """Of a standard normal variable 95 % lie so near to 0."""
+FEW = 30
+"""Trials below which a rate is hardly known, so that its interval comes with a warning."""
 
 
 def wilson(right: int, tried: int) -> tuple[float, float]:

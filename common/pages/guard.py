@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 import html
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qs, urlsplit
@@ -137,6 +137,11 @@ async def form(request: Request) -> dict[str, list[str]]:
         return parse_qs(content.decode(), keep_blank_values=True, errors="strict")
     except ValueError as error:
         raise HTTPException(422, "the form cannot be read") from error
+
+
+def first_of(fields: Mapping[str, Sequence[str]], key: str, default: str = "") -> str:
+    """Return the first value of a field of a form."""
+    return next(iter(fields.get(key, [])), default)
 
 
 def _same(given: str, wanted: str) -> bool:

@@ -8,13 +8,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from common.learning.interval import wilson
+from common.learning.interval import FEW, wilson
 from common.messages import MODELS, GateReport
 from common.settings import GateSettings
 
 LEAST_JUDGES = 2
-FEW = 30
-"""Below so many inputs an interval comes with a warning."""
 NEAR = 1e-6
 
 

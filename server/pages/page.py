@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from common import VERSION
 from common.cli import read_settings
 from common.errors import FedreptileError, ReleaseError, SettingsError, TrustError
-from common.pages.guard import Guard, form
+from common.pages.guard import Guard, first_of, form
 from common.pages.render import environment
 from common.releases.pointer import Pointer
 from common.trust.keys import VARIABLE, is_encrypted
@@ -108,11 +108,11 @@ class Page:
         """Return the form for a campaign, filled in with what is given."""
         now = datetime.now(UTC)
         found = shown.sites(federation_status(self.home, now), {}, [], now)
-        values = {key: _one(given, key, default) for key, default in (("class", ""), ("description", ""))}
+        values = {key: first_of(given, key, default) for key, default in (("class", ""), ("description", ""))}
         values |= {
-            "name": _one(given, "name"),
-            "rounds": _one(given, "rounds", "3"),
-            "steps": _one(given, "steps", "3"),
+            "name": first_of(given, "name"),
+            "rounds": first_of(given, "rounds", "3"),
+            "steps": first_of(given, "steps", "3"),
         }
         ticked = set(given.get("site", [site["name"] for site in found]))
         first = set(given.get("first", []))
@@ -136,11 +136,11 @@ class Page:
             sites = tuple(given.get("site", []))
             if not sites:
                 raise SettingsError("no site is ticked; tick those that take part")
-            new_class = _one(given, "class").strip()
+            new_class = first_of(given, "class").strip()
             wanted = Wanted(
-                _one(given, "name").strip() or self._free_name(new_class),
+                first_of(given, "name").strip() or self._free_name(new_class),
                 new_class,
-                _one(given, "description").strip(),
+                first_of(given, "description").strip(),
                 (),
                 tuple(given.get("first", [])),
                 {"run.rounds": _whole(given, "rounds"), "inner.steps": _whole(given, "steps")},
@@ -326,7 +326,7 @@ class Page:
 
     def withdraw(self, number: int, given: Mapping[str, list[str]]) -> Response:
         self._release(number)
-        reason = _one(given, "reason")
+        reason = first_of(given, "reason")
         try:
             self._check_keys()
             to = _whole(given, "to", 0)
@@ -436,12 +436,8 @@ def _pointer(home: FederationHome) -> Pointer:
         return Pointer()
 
 
-def _one(given: Mapping[str, list[str]], key: str, default: str = "") -> str:
-    return (given.get(key) or [default])[0]
-
-
 def _whole(given: Mapping[str, list[str]], key: str, least: int = 1) -> int:
-    text = _one(given, key, str(least)).strip() or str(least)
+    text = first_of(given, key, str(least)).strip() or str(least)
     if not text.isascii() or not text.isdigit() or len(text) > 9 or not least <= int(text) <= MOST_ROUNDS:
         raise SettingsError(f"{key} is {text[:40]!r}; it must be a whole number from {least} to {MOST_ROUNDS}")
     return int(text)

@@ -76,8 +76,11 @@ def ask_when_due(home: FederationHome, began: float, now: float) -> None:
     """
     try:
         seconds = 60 * home.config().ask_minutes
-        last = max([datetime.fromisoformat(run.asked).timestamp() for run in all_runs(home)], default=0.0)
-        if not seconds or now - max(began, last) < seconds or any(run.state in ACTIVE for run in all_runs(home)):
+        if not seconds or now - began < seconds:
+            return
+        runs = all_runs(home)
+        last = max([datetime.fromisoformat(run.asked).timestamp() for run in runs], default=0.0)
+        if now - last < seconds or any(run.state in ACTIVE for run in runs):
             return
         ask_sites(home, read_settings(home.path / home.config().settings, []))
     except FedreptileError as error:
