@@ -117,34 +117,31 @@ def sampled(
     return found
 
 
+SUPERNODE, SUPERNODES = "supernode", "all SuperNodes"
+
+
 @dataclass(frozen=True)
 class Growth:
-    """A process's megabytes in the first and in the last quarter of samples.
-
-    The floors tell what it keeps. Means also tell what waits for Python's garbage collector, by which Flower's
-    SuperNode goes up and down by a tenth within minutes.
-    """
+    """Megabytes of a process in the first and in the last quarter of samples, means."""
 
     first: float
     last: float
-    first_floor: float
-    last_floor: float
 
     @property
     def percent(self) -> float:
-        """Of the means."""
         return 100 * (self.last / self.first - 1)
-
-    @property
-    def floor_percent(self) -> float:
-        return 100 * (self.last_floor / self.first_floor - 1)
 
 
 def growth(samples: Sequence[Mapping[str, int]]) -> dict[str, Growth]:
-    """Return how the resident memory of each process has grown."""
+    """Return how the resident memory of each process has grown, and of Flower's SuperNodes of all sites together.
+
+    A SuperNode goes up and down by a tenth within minutes, as Python's garbage collector comes round; together they do
+    so less.
+    """
     quarter, found = max(len(samples) // 4, 1), {}
     for name in sorted(set.intersection(*(set(sample) for sample in samples))):
         values = [sample[name] / 1e6 for sample in samples]
-        first, last = values[:quarter], values[-quarter:]
-        found[name] = Growth(statistics.mean(first), statistics.mean(last), min(first), min(last))
+        found[name] = Growth(statistics.mean(values[:quarter]), statistics.mean(values[-quarter:]))
+    nodes = [one for name, one in found.items() if name.endswith(f" {SUPERNODE}")]
+    found[SUPERNODES] = Growth(sum(one.first for one in nodes), sum(one.last for one in nodes))
     return found
