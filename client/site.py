@@ -8,7 +8,7 @@ import dataclasses
 import platform
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from common.errors import SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, all_of, sample_episode
 from common.learning.heads import class_sums
 from common.learning.judge import Judgement, judge, summary
-from common.learning.params import Manifest, difference, on_device
+from common.learning.params import Manifest, on_device
 from common.learning.reptile import Adapted, adapt
 from common.learning.threads import threads
 from common.messages import (
@@ -77,6 +77,11 @@ class Site:
         """What is never trained on (``data.hold-back``), to judge models on."""
         return self.parts[1]
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of memory that the site's data take, if that is known; none before they are read."""
+        return getattr(self.data, "nbytes", 0) if "parts" in vars(self) else 0
+
     @cached_property
     def parts(self) -> tuple[SiteData, SiteData]:
         own, settings = self.site, self.settings.data
@@ -85,8 +90,7 @@ class Site:
     def introduce(self) -> Introduction:
         """Say what the site has: name, classes and counts if they may leave, device, versions."""
         counts = {name: self.data.count(name) for name in self.data.classes()} if self.site.policy.classes.names else {}
-        packages = {name: version(name) for name in ("torch", "flwr", "numpy")}
-        return Introduction(self.site.name, counts, self.site.device, {**packages, "python": platform.python_version()})
+        return Introduction(self.site.name, counts, self.site.device, _versions())
 
     def prepare(self, request: Request) -> Work:
         """Draw the round's episode from the stream named by run seed, site and round; a campaign's new class is always
@@ -105,8 +109,8 @@ class Site:
 
     def reply(self, work: Work, adapted: Adapted) -> Update:
         """Pack what the adaptation changed, with the figures that may be reported."""
-        delta = self.plan.update.pack(difference(adapted.params, work.params))
-        slots = self.plan.slots.pack(difference(adapted.slots, work.slots))
+        delta = self.plan.update.pack(adapted.params).sub_(self.plan.update.pack(work.params))
+        slots = self.plan.slots.pack(adapted.slots).sub_(self.plan.slots.pack(work.slots))
         scalars = {
             "num-examples": float(len(work.episode.support)),
             "inner-steps": float(work.inner.steps),
@@ -227,6 +231,12 @@ class Site:
     def _generator(self, request: Request, purpose: str) -> torch.Generator:
         seed = seed_of(self.settings.run.seed, purpose, self.site.name, request.round)
         return torch.Generator().manual_seed(seed)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of what a site computes with."""
+    return {**{name: version(name) for name in ("torch", "flwr", "numpy")}, "python": platform.python_version()}
 
 
 def _capped(value: int, limit: int) -> int:

@@ -5,6 +5,7 @@ that both ends derive from the settings; its digest is compared. Nothing receive
 no size stated by the sender is believed: the expected size comes from the manifest.
 """
 
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -187,10 +188,18 @@ def _check_manifest(config: ConfigRecord, agreed: Agreement) -> None:
 
 
 def encode_update(update: Update) -> RecordDict:
-    arrays = {"delta": Array(update.delta)}
+    arrays = {"delta": _array(update.delta)}
     if update.slots.size:
-        arrays["slots"] = Array(update.slots)
+        arrays["slots"] = _array(update.slots)
     return RecordDict({"update": ArrayRecord(arrays), "scalars": MetricRecord(dict(update.scalars))})
+
+
+def _array(values: Flat) -> Array:
+    """Return what ``Array(values)`` returns of a flat array, copying it once instead of three times."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    data = b"".join((header.getvalue(), values.data.cast("B")))
+    return Array(str(values.dtype), values.shape, "numpy.ndarray", data)
 
 
 def decode_update(content: RecordDict, agreed: Agreement) -> Update:

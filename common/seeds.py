@@ -22,8 +22,13 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
     """Let torch's global random state, which dropout draws from, follow a generator inside the block."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
-        seed = int(torch.randint(2**62, (1,), generator=generator))
+        seed = next_seed(generator)
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which costs a millisecond without a GPU
         if devices:
             torch.cuda.manual_seed(seed)
         yield
+
+
+def next_seed(generator: torch.Generator) -> int:
+    """Draw a seed: what ``drawing_from`` takes from a generator."""
+    return int(torch.randint(2**62, (1,), generator=generator))

@@ -125,6 +125,17 @@ class InnerLoop:
     frozen: str = setting("", "names of params that are not adapted, as patterns, spaces between")
     augment: str = setting("none", "random change of support images per step", choices=AUGMENTS)
     views: int = setting(1, "augmented copies of each support input", least=1)
+    precision: str = setting(
+        "full",
+        "'bf16': the network computes in bfloat16 where torch's autocast deems it safe; params, gradients, optimizer "
+        "and head stay as they are, and so do predictions",
+        choices=("full", "bf16"),
+    )
+    checkpointing: bool = setting(
+        False,
+        "keep less for the backward pass and compute it again, block by block (elements of nn.Sequential and "
+        "nn.ModuleList): less memory, more time, the same result",
+    )
 
     def is_frozen(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.frozen.split())
@@ -135,7 +146,8 @@ class AdaptSettings:
     """How the learned params are adapted where they are used: in judging and for a site's own model.
 
     Rounds may learn best with larger inner steps than are best in the end; the paper too judges
-    with other numbers than it trains with (section 6). -1: as in [inner].
+    with other numbers than it trains with (section 6). -1: as in [inner]. What has no key here
+    (optimizer, frozen names, precision, checkpointing) is as in [inner] too.
     """
 
     learning_rate: float = setting(-1.0, "inner learning rate; -1 as in [inner]", least=-1)

@@ -1,7 +1,7 @@
 """Sending messages to sites and waiting for their replies, but not for ever; asking again what was lost on the way."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -85,41 +85,49 @@ def collect(
     enough: int = 0,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> list[Message]:
-    """Send messages; return the replies that arrive within ``deadline`` seconds.
+) -> Iterator[Message]:
+    """Send messages; yield the replies that arrive within ``deadline`` seconds as they come, none twice from one site.
 
     A site whose node restarted, or was lost and is back, is asked again: Flower delivers a message once only.
+    Nothing is sent before the first reply is asked for, and no reply is kept, so that memory does not grow with sites.
 
     Args:
         enough: with so many answers, lost nodes are waited for ``GRACE`` seconds only.
     """
+    if not asked:
+        return
     began, pause = now(), FIRST_PAUSE
-    waiting = {message_id for message_id in grid.push_messages(asked.messages()) if message_id}
-    nodes, looked = Nodes(grid), began
+    nodes, looked = Nodes(grid, asked), began
+    # A dict for its order; its keys are what the grid is asked for, so that a look costs no copy of all ids.
+    waiting = dict.fromkeys(filter(None, grid.push_messages(asked.messages())))
     lost: dict[str, Message] = {}
-    replies: list[Message] = []
-    progress = began
+    answers, progress = 0, began
     while waiting or lost:
-        arrived = list(grid.pull_messages(sorted(waiting))) if waiting else []
-        for reply in arrived:
-            waiting.discard(reply.metadata.reply_to_message_id)
+        quiet = True
+        # Those without error first: of two answers of one site they count.
+        for reply in sorted(grid.pull_messages(waiting.keys()), key=Message.has_error) if waiting else ():
+            quiet, progress = False, now()
             site = asked.site_of(reply)
-            progress = now()
-            if site and _says_lost(reply):
+            if site is None or reply.metadata.reply_to_message_id not in waiting:
+                continue
+            del waiting[reply.metadata.reply_to_message_id]
+            if _says_lost(reply):
                 lost[site] = reply
-            elif site:
-                replies.append(reply)
-                lost.pop(site, None)
-                waiting -= asked.ids(site)
-        if now() - began >= deadline or (not waiting and len(replies) >= enough and now() - progress >= GRACE):
+                continue
+            for message_id in asked.ids(site):
+                waiting.pop(message_id, None)
+            lost.pop(site, None)
+            answers += 1
+            yield reply
+        if now() - began >= deadline or (not waiting and answers >= enough and now() - progress >= GRACE):
             break
         if now() - looked >= LOOK_AT_NODES:
             looked = now()
-            waiting |= _ask_again(grid, asked, waiting, lost, nodes)
-        if (waiting or lost) and not arrived:
+            waiting |= dict.fromkeys(_ask_again(grid, asked, waiting, lost, nodes))
+        if (waiting or lost) and quiet:
             sleep(min(pause, max(0.0, deadline - (now() - began))))
             pause = min(2 * pause, LONGEST_PAUSE)
-    return replies + list(lost.values())
+    yield from lost.values()
 
 
 def _says_lost(reply: Message) -> bool:
@@ -127,14 +135,16 @@ def _says_lost(reply: Message) -> bool:
 
 
 class Nodes:
-    """Which nodes are online, and which of them have started again since they were last looked at."""
+    """Which nodes of those that were asked are online, and which have started again since they were last looked at."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, asked: Asked) -> None:
         self._grid = grid
+        self._asked = {asked.node(site) for site in asked}
         self._since = self._look()
 
     def _look(self) -> dict[int, str]:
-        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
+        nodes = self._grid.get_nodes()
+        return {node.node_id: node.last_activated_at for node in nodes if node.node_id in self._asked}
 
     def changes(self) -> tuple[set[int], set[int]]:
         """Return the nodes that are online, and those of them that started anew since the last call."""
@@ -144,33 +154,50 @@ class Nodes:
         return set(found), new
 
 
-def _ask_again(grid: Grid, asked: Asked, waiting: set[str], lost: dict[str, Message], nodes: Nodes) -> set[str]:
+def _ask_again(grid: Grid, asked: Asked, waiting: Collection[str], lost: dict[str, Message], nodes: Nodes) -> list[str]:
     """Ask sites again whose message was lost and whose node is there; return the ids of the new messages."""
     online, restarted = nodes.changes()
-    silent = {site for site in asked if asked.ids(site) & waiting}
+    silent = {site for site in asked if not asked.ids(site).isdisjoint(waiting)}
     sites = {site for site in silent if asked.node(site) in restarted}
     sites |= {site for site in lost if asked.node(site) in online}
     sites = {site for site in sites if asked.tries(site) < MOST_TRIES}
     if not sites:
-        return set()
+        return []
     for site in sites:
         lost.pop(site, None)
-    return {message_id for message_id in grid.push_messages([asked.again(s) for s in sorted(sites)]) if message_id}
+    return [message_id for message_id in grid.push_messages([asked.again(s) for s in sorted(sites)]) if message_id]
+
+
+def in_order(asked: Asked, replies: Iterable[Message]) -> Iterator[tuple[str, Message | UpdateError]]:
+    """Yield every asked site once, in the order of names, with its reply or why there is none.
+
+    A site's turn comes as soon as all before it have answered; what comes earlier is held back until then. Of several
+    replies from one site the first that is no error counts, if it comes before its turn does.
+    """
+    names = sorted(asked)
+    turn = 0
+    held: dict[str, Message] = {}
+    for reply in replies:
+        site = asked.site_of(reply)
+        if site is not None and (site not in held or held[site].has_error()):
+            held[site] = reply
+        while turn < len(names) and names[turn] in held:
+            yield names[turn], _answer(held.pop(names[turn]))
+            turn += 1
+    for site in names[turn:]:
+        yield site, _answer(held.pop(site)) if site in held else UpdateError("no-reply", "no reply within the deadline")
+
+
+def _answer(reply: Message) -> Message | UpdateError:
+    if reply.has_error():
+        return UpdateError("error-reply", f"code {reply.error.code}: {reply.error.reason}")
+    return reply
 
 
 def sort_out(asked: Asked, replies: Iterable[Message]) -> Replies:
-    """Put replies to the sites that were asked; of several from one site the first that is no error counts."""
-    by_site: dict[str, Message] = {}
-    missing: dict[str, UpdateError] = {}
-    for reply in replies:
-        site = asked.site_of(reply)
-        if site is None:
-            continue
-        if reply.has_error():
-            missing[site] = UpdateError("error-reply", f"code {reply.error.code}: {reply.error.reason}")
-        else:
-            by_site.setdefault(site, reply)
-    for site in set(asked) - by_site.keys() - missing.keys():
-        missing[site] = UpdateError("no-reply", "no reply within the deadline")
-    missing = {site: error for site, error in missing.items() if site not in by_site}
-    return Replies(dict(sorted(by_site.items())), dict(sorted(missing.items())))
+    """Return what came back when all has; see ``in_order``."""
+    found = list(in_order(asked, replies))
+    return Replies(
+        {site: answer for site, answer in found if isinstance(answer, Message)},
+        {site: answer for site, answer in found if isinstance(answer, UpdateError)},
+    )

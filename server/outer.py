@@ -1,14 +1,15 @@
 """From the updates of one round to the next state: the outer step with its options. Pure."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from common.checkpoint import RunState
 from common.learning.params import Params
-from common.learning.reptile import mean_update, outer_step
+from common.learning.reptile import RunningMean, moved
+from common.messages import Update
+from common.plan import Plan
 from common.settings import OuterSettings, Settings, layer_step_size
 
 ADAM_BETAS = (0.9, 0.99)
@@ -17,31 +18,41 @@ ADAM_TAU = 1e-3
 
 
 @dataclass(frozen=True)
-class SiteUpdate:
-    """A decoded update of one site, by name."""
+class MeanUpdate:
+    """What the updates of a round come to, by name."""
 
-    site: str
     delta: Params
     slots: Params
-    num_examples: float
 
 
-def advance(state: RunState, updates: Sequence[SiteUpdate], settings: Settings) -> RunState:
-    """Return the state after a round with these updates (at least one, in site-name order).
+class Updates:
+    """The updates of a round, given one after another in site-name order: one running mean, whatever their number."""
 
-    Params move along the mean update; the inner optimizer's slots by the mean of their changes.
-    """
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._mean = RunningMean()
+        self._by_examples = plan.settings.outer.weighting == "num-examples"
+
+    def add(self, update: Update) -> None:
+        """Add what a site sent; the arrays stay the caller's."""
+        weight = update.scalars["num-examples"] if self._by_examples else 1.0
+        self._mean.add({"delta": torch.tensor(update.delta), "slots": torch.tensor(update.slots)}, weight)
+
+    def mean(self) -> MeanUpdate:
+        """Raises ValueError if there was no update."""
+        flat = self._mean.value()
+        return MeanUpdate(self._plan.update.unpack(flat["delta"]), self._plan.slots.unpack(flat["slots"]))
+
+
+def advance(state: RunState, mean: MeanUpdate, settings: Settings) -> RunState:
+    """Return the state after a round: params move along the mean update, the inner optimizer's slots by the mean of
+    their changes."""
     outer = settings.outer
-    weights = [update.num_examples if outer.weighting == "num-examples" else 1.0 for update in updates]
     size = step_size(state.round, settings)
     sizes = {name: size * layer_step_size(outer.layer_step_sizes, name) for name in state.params}
-    deltas = [update.delta for update in updates]
-    if outer.optimizer == "adam":
-        direction, optimizer = adam(mean_update(deltas, weights), state.optimizer)
-        params = outer_step(state.params, [direction], sizes)
-    else:
-        params, optimizer = outer_step(state.params, deltas, sizes, weights), {}
-    slots = outer_step(state.slots, [update.slots for update in updates], 1.0, weights)
+    direction, optimizer = adam(mean.delta, state.optimizer) if outer.optimizer == "adam" else (mean.delta, {})
+    params = moved(state.params, direction, sizes)
+    slots = moved(state.slots, mean.slots, 1.0)
     return dataclasses.replace(
         state,
         round=state.round + 1,

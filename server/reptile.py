@@ -25,7 +25,6 @@ from common.messages import (
     GateReport,
     GateRequest,
     Request,
-    Update,
     decode_class_table,
     decode_gate_report,
     decode_judged,
@@ -36,8 +35,8 @@ from common.messages import (
 )
 from common.plan import Plan
 from common.trust.seals import Opened
-from server.collect import Asked, sort_out
-from server.outer import SiteUpdate, advance, step_size, without_quorum
+from server.collect import Asked, in_order, sort_out
+from server.outer import Updates, advance, step_size, without_quorum
 from server.roster import Roster, held_out, sample_sites
 from server.trust import NoKeys, Trust, base_of
 
@@ -92,9 +91,13 @@ class Reptile(Strategy):
         self.roster = roster
         self.trust = trust or NoKeys()
         self.asked = Asked({})
+        self.missing: Mapping[str, UpdateError] = {}
+        """Sites that were asked last and have sent nothing but perhaps an error, and why."""
         self.report: RoundReport | None = None
         self._question = Question(0, "", "")
         self._bytes_down = 0
+        self._held_out: tuple[list[str], frozenset[str]] = ([], frozenset())
+        """The sites that were here, and those of them that are only judged."""
 
     def arrays(self) -> ArrayRecord:
         """Return the global params as one flat array."""
@@ -105,7 +108,7 @@ class Reptile(Strategy):
     ) -> Iterable[Message]:
         """Ask this round's sample of sites to adapt, and from time to time to judge as well."""
         self.roster.welcome(grid)
-        away = set(held_out(self.roster.here, self.settings))
+        away = self._only_judged()
         names = [name for name in self.roster.free() if name not in away]
         chosen = sample_sites(names, self.state.round, self.settings)
         due = self._judging_is_due(self.state.round + 1) and not self.settings.judge.held_out
@@ -114,53 +117,56 @@ class Reptile(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Check each reply on its own and take the outer step with those that fit.
+        """Check each reply on its own and take the outer step with those that fit, in site-name order.
 
-        What does not fit is dropped and counted by cause; below the quorum the params stay.
+        An update is added to their mean as soon as all sites before it have answered, and not kept. What does not fit
+        is dropped and counted by cause; below the quorum the params stay.
         """
-        sorted_out = sort_out(self.asked, replies)
-        dropped = dict(sorted_out.missing)
-        updates: dict[str, Update] = {}
+        updates = Updates(self.plan)
+        used: dict[str, Mapping[str, float]] = {}
+        missing: dict[str, UpdateError] = {}
+        dropped: dict[str, UpdateError] = {}
         ledgers: dict[str, str] = {}
         bytes_up = 0
-        for site, reply in sorted_out.by_site.items():
+        for site, reply in in_order(self.asked, replies):
+            if isinstance(reply, UpdateError):
+                missing[site] = reply
+                continue
             try:
                 bytes_up += sum(payload_bytes(reply.content).values())
                 answer = self._opened(site, reply)
-                updates[site] = decode_update(answer.content, self.plan.agreed)
+                update = decode_update(answer.content, self.plan.agreed)
+                updates.add(update)
+                used[site] = update.scalars
                 ledgers |= {site: answer.facts.ledger} if answer.facts.ledger else {}
             except UpdateError as error:
                 dropped[site] = error
+        self.missing = missing
+        dropped = dict(sorted({**missing, **dropped}.items()))
         for site, why in dropped.items():
             log.warning("round %d: nothing used from site %s: %s", self.state.round + 1, site, why)
-        quorum = len(updates) >= self.needed(len(self.asked))
+        quorum = len(used) >= self.needed(len(self.asked))
         self.report = RoundReport(
             round=self.state.round + 1,
             step_size=step_size(self.state.round, self.settings),
             asked=tuple(self.asked),
-            used=tuple(updates) if quorum else (),
-            dropped={site: str(error) for site, error in sorted(dropped.items())},
+            used=tuple(used) if quorum else (),
+            dropped={site: str(error) for site, error in dropped.items()},
             quorum=quorum,
             bytes_down=self._bytes_down,
             bytes_up=bytes_up,
-            figures=_means([update.scalars for update in updates.values()]),
-            sites={
-                site: _accuracies(update.scalars)
-                for site, update in updates.items()
-                if "accuracy-after" in update.scalars
-            },
+            figures=_means(list(used.values())),
+            sites={site: _accuracies(scalars) for site, scalars in used.items() if "accuracy-after" in scalars},
             causes=dict(Counter(error.cause for error in dropped.values())),
             absent=self.roster.absent(),
             ledgers=ledgers,
         )
         if not quorum:
             resting = sum(bool(PolicyRefusal.passing(str(error))) for error in dropped.values())
-            fault = len(updates) + resting < self.needed(len(self.asked))
+            fault = len(used) + resting < self.needed(len(self.asked))
             self.state = without_quorum(self.state, fault=fault)
             return None, None
-        self.state = advance(
-            self.state, [self._by_name(site, updates[site]) for site in sorted(updates)], self.settings
-        )
+        self.state = advance(self.state, updates.mean(), self.settings)
         return self.arrays(), MetricRecord(dict(self.report.figures))
 
     def needed(self, asked: int) -> int:
@@ -174,20 +180,24 @@ class Reptile(Strategy):
     ) -> Iterable[Message]:
         """Ask the held-out sites to judge, every ``judge.every`` rounds and after the last."""
         due = self._judging_is_due(self.state.round)
-        judges = set(held_out(self.roster.here, self.settings)) if due else set()
-        return self._ask([name for name in self.roster.free() if name in judges], "evaluate", judge=True)
+        judges = self._only_judged() if due else frozenset()
+        free = self.roster.free() if judges else []
+        return self._ask([name for name in free if name in judges], "evaluate", judge=True)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Take the mean over the held-out sites that answered, each weighing the same."""
-        sorted_out = sort_out(self.asked, replies)
+        missing: dict[str, UpdateError] = {}
         judged: dict[str, Mapping[str, float]] = {}
-        for site, reply in sorted_out.by_site.items():
+        for site, reply in in_order(self.asked, replies):
+            if isinstance(reply, UpdateError):
+                log.warning("judging: nothing from site %s: %s", site, reply)
+                missing[site] = reply
+                continue
             try:
                 judged[site] = decode_judged(self._opened(site, reply).content).scalars
             except UpdateError as error:
                 log.warning("judging: nothing used from site %s: %s", site, error)
-        for site, why in sorted_out.missing.items():
-            log.warning("judging: nothing from site %s: %s", site, why)
+        self.missing = missing
         if not judged or self.report is None:
             return None
         figures = _means(list(judged.values()))
@@ -210,12 +220,12 @@ class Reptile(Strategy):
         Args:
             tell: is told which site has classes that are not in its table, or no table, and why.
         """
-        sorted_out = sort_out(self.asked, replies)
         found: dict[str, tuple[torch.Tensor, int]] = {}
-        for site, why in sorted_out.missing.items():
-            log.info("no class table from site %s: %s", site, why)
-            tell(site, str(why))
-        for site, reply in sorted_out.by_site.items():
+        for site, reply in in_order(self.asked, replies):
+            if isinstance(reply, UpdateError):
+                log.info("no class table from site %s: %s", site, reply)
+                tell(site, str(reply))
+                continue
             try:
                 table = decode_class_table(self._opened(site, reply).content, self.plan.agreed)
                 _add_table(found, table)
@@ -268,6 +278,13 @@ class Reptile(Strategy):
             self.plan.agreed.params,
         )
 
+    def _only_judged(self) -> frozenset[str]:
+        """Return the held-out sites of those that are here; worked out anew only when others are."""
+        here = self.roster.here
+        if here is not self._held_out[0]:
+            self._held_out = here, frozenset(held_out(here, self.settings))
+        return self._held_out[1]
+
     def _judging_is_due(self, round_number: int) -> bool:
         every = self.settings.judge.every
         return bool(every) and (round_number % every == 0 or round_number == self.settings.run.rounds)
@@ -292,11 +309,6 @@ class Reptile(Strategy):
     def _opened(self, site: str, reply: Message) -> Opened:
         question = self._question
         return self.trust.answer(reply.content, site, question.round, question.kind, question.base)
-
-    def _by_name(self, site: str, update: Update) -> SiteUpdate:
-        delta = self.plan.update.unpack(torch.tensor(update.delta))
-        slots = self.plan.slots.unpack(torch.tensor(update.slots))
-        return SiteUpdate(site, delta, slots, update.scalars["num-examples"])
 
 
 def _means(scalars: list[Mapping[str, float]]) -> dict[str, float]:

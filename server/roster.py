@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import Message, RecordDict
@@ -52,6 +52,17 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """A node that was asked to introduce itself and has not answered yet."""
+
+    node: int
+    base: str
+    """Digest of the question."""
+    activated: str
+    """When the node had been activated as it was asked, by Flower."""
+
+
+@dataclass(frozen=True)
 class Busy:
     """A site that has not answered in time and may still be at work."""
 
@@ -87,9 +98,16 @@ class Roster:
         self.busy: dict[str, Busy] = {}
         self.expected: set[str] = set(only)
         """Sites that have taken part and are not given up."""
-        self._asked: dict[str, Message] = {}
-        self._since: dict[str, str] = {}
-        """Node id -> when it had been activated as it was asked, by Flower."""
+        self.news = 0
+        """Grows with every introduction that is taken up."""
+        self._asked: dict[str, Asking] = {}
+        """By the id of the message."""
+        self._present: set[int] = set()
+        """Nodes that were online when it was last looked."""
+        self._here: list[str] | None = None
+        """None: to be worked out anew."""
+        self._versions: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+        """What sites have installed, kept once for all that have the same."""
         self._site_of: dict[int, str] = {}
         """Node id -> site that has taken part."""
         self._only = frozenset(only)
@@ -101,12 +119,14 @@ class Roster:
 
     @property
     def here(self) -> list[str]:
-        """The sites that are here and take part, by name."""
-        return sorted(filter(self.takes_part, self.nodes))
+        """The sites that are here and take part, by name: one list as long as they are the same, not to be changed."""
+        if self._here is None:
+            self._here = sorted(filter(self.takes_part, self.nodes))
+        return self._here
 
     def free(self) -> list[str]:
         """Return those of them that are not busy."""
-        return [site for site in self.here if site not in self.busy]
+        return [site for site in self.here if site not in self.busy] if self.busy else self.here
 
     def absent(self) -> dict[str, str]:
         """Return the expected sites that cannot be asked, and why."""
@@ -123,47 +143,66 @@ class Roster:
         again after a while, since Flower does not say when a site was mended and restarted.
         """
         present = set(grid.get_node_ids())
-        for name in sorted(name for name, node in self.nodes.items() if node not in present):
-            log.warning("site %s is not connected any more", name)
-            del self.nodes[name]
-            self.busy.pop(name, None)
-        activated = self._activated(grid) if self._asked else {}  # a node that started anew has lost what it was asked
-        self._asked = {
-            key: message
-            for key, message in self._asked.items()
-            if int(key) in present and activated.get(int(key), "") == self._since[key]
-        }
-        if self.refused:
-            activated = activated or self._activated(grid)
-            self.refused = {
-                node: refusal
-                for node, refusal in self.refused.items()
-                if node in present and self._now() < refusal.until and activated.get(node, "") == refusal.activated
-            }
-        strangers = present - set(self.nodes.values()) - self.refused.keys() - {int(key) for key in self._asked}
-        if strangers:
-            content = self._trust.request(RecordDict(), NO_ROUND, "query")
-            asked = {str(node): Message(content, node, "query") for node in sorted(strangers)}
-            grid.push_messages(list(asked.values()))
-            self._asked |= asked
-            since = self._activated(grid)
-            self._since |= {key: since.get(int(key), "") for key in asked}
-        for key, reply in self._answers(grid):
-            self._admit(int(key), reply)
+        if present != self._present or self._asked or self.refused:
+            self._present = present
+            self._forget(grid)
+            self._ask_strangers(grid)
+            for asking, reply in self._answers(grid):
+                self._admit(asking, reply)
         if self.busy:
             self._free_those_that_answered(grid)
 
-    def keep_busy(self, grid: Grid, site: str, messages: set[str], round_number: int, deadline: float) -> None:
-        """Do not ask a site anything more until it has answered, or its node has started anew, or it took far longer
-        than ``deadline`` seconds."""
-        activated = self._activated(grid).get(self.nodes[site], "")
-        until = self._now() + BUSY_DEADLINES * deadline
-        self.busy[site] = Busy(frozenset(messages), round_number, activated, until)
+    def _forget(self, grid: Grid) -> None:
+        """Forget sites that left, and of nodes that left or started anew that they were asked or refused."""
+        present = self._present
+        for name in sorted(name for name, node in self.nodes.items() if node not in present):
+            log.warning("site %s is not connected any more", name)
+            self._leave(name)
+            self.busy.pop(name, None)
+        activated = self._activated(grid) if self._asked or self.refused else {}
+        self._asked = {  # a node that started anew has lost what it was asked
+            message_id: asking
+            for message_id, asking in self._asked.items()
+            if asking.node in present and activated.get(asking.node, "") == asking.activated
+        }
+        self.refused = {
+            node: refusal
+            for node, refusal in self.refused.items()
+            if node in present and self._now() < refusal.until and activated.get(node, "") == refusal.activated
+        }
 
-    def let_rest(self, grid: Grid, site: str, reason: str) -> None:
-        """Do not ask a site for a while that must not work now by its own policy. It stays expected."""
-        node = self.nodes.pop(site)
-        self._refuse(node, reason, self._activated(grid).get(node, ""))
+    def _ask_strangers(self, grid: Grid) -> None:
+        known = {asking.node for asking in self._asked.values()}
+        strangers = sorted(self._present - set(self.nodes.values()) - self.refused.keys() - known)
+        if not strangers:
+            return
+        content = self._trust.request(RecordDict(), NO_ROUND, "query")
+        base, messages = base_of(content), [Message(content, node, "query") for node in strangers]
+        grid.push_messages(messages)
+        since = self._activated(grid)
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self._asked[message.metadata.message_id] = Asking(node, base, since.get(node, ""))
+
+    def _leave(self, site: str) -> int:
+        """Take a site off the list; return its node."""
+        self._here = None
+        return self.nodes.pop(site)
+
+    def keep_busy(self, grid: Grid, messages: Mapping[str, set[str]], round_number: int, deadline: float) -> None:
+        """Do not ask sites anything more until they have answered one of these messages, or their node has started
+        anew, or they took far longer than ``deadline`` seconds."""
+        activated = self._activated(grid) if messages else {}
+        until = self._now() + BUSY_DEADLINES * deadline
+        for site, ids in messages.items():
+            self.busy[site] = Busy(frozenset(ids), round_number, activated.get(self.nodes[site], ""), until)
+
+    def let_rest(self, grid: Grid, reasons: Mapping[str, str]) -> None:
+        """Do not ask sites for a while that must not work now by their own policy. They stay expected."""
+        activated = self._activated(grid) if reasons else {}
+        for site, reason in reasons.items():
+            node = self._leave(site)
+            self._refuse(node, reason, activated.get(node, ""))
 
     def _refuse(self, node: int, reason: str, activated: str) -> None:
         clause = PolicyRefusal.passing(reason)
@@ -202,46 +241,49 @@ class Roster:
                 self._trust.answer(reply.content, site, NO_ROUND, "query", base_of(content))
                 if introduction.name != site:
                     raise UpdateError("wrong-name", f"site {site!r} now says that it is {introduction.name!r}")
-                self.introductions[site] = introduction
+                self._take_up(introduction)
             except UpdateError as error:
                 log.warning("the new introduction of site %s is not used: %s", site, error)
 
-    def _answers(self, grid: Grid) -> Iterator[tuple[str, Message]]:
-        """Yield the answers that are there, by node id."""
-        key_of = {message.metadata.message_id: key for key, message in self._asked.items()}
-        while self._asked and (
-            replies := list(grid.pull_messages([m.metadata.message_id for m in self._asked.values()]))
-        ):
+    def _answers(self, grid: Grid) -> Iterator[tuple[Asking, Message]]:
+        """Yield the answers that are there, each with what was asked."""
+        while self._asked and (replies := list(grid.pull_messages(self._asked.keys()))):
             for reply in replies:
-                key = key_of.get(reply.metadata.reply_to_message_id)
-                if key is not None:
-                    yield key, reply
-                    del self._asked[key]
+                asking = self._asked.pop(reply.metadata.reply_to_message_id, None)
+                if asking is not None:
+                    yield asking, reply
 
-    def _admit(self, node: int, reply: Message) -> None:
+    def _admit(self, asking: Asking, reply: Message) -> None:
+        node = asking.node
         try:
-            introduction = self._introduction(node, reply)
+            introduction = self._introduction(asking, reply)
             if introduction.name in self.nodes:
                 raise UpdateError(
                     "same-name", f"a site named {introduction.name!r} is already here; give each site a name of its own"
                 )
         except UpdateError as error:
             log.warning("node %d is refused: %s", node, error)
-            self._refuse(node, str(error), self._since[str(node)])
+            self._refuse(node, str(error), asking.activated)
             return
         self.nodes[introduction.name] = node
+        self._here = None
         self._site_of[node] = introduction.name
-        self.introductions[introduction.name] = introduction
+        self._take_up(introduction)
         if self.takes_part(introduction.name):
             self.expected.add(introduction.name)
 
-    def _introduction(self, node: int, reply: Message) -> Introduction:
+    def _take_up(self, introduction: Introduction) -> None:
+        same = tuple(introduction.versions.items())
+        versions = self._versions.setdefault(same, introduction.versions)
+        self.introductions[introduction.name] = replace(introduction, versions=versions)
+        self.news += 1
+
+    def _introduction(self, asking: Asking, reply: Message) -> Introduction:
         if reply.has_error():
             raise UpdateError("error-reply", f"code {reply.error.code}: {reply.error.reason}")
         introduction = decode_introduction(unsealed(reply.content))
-        self._trust.check_name(node, introduction.name)
-        base = base_of(self._asked[str(node)].content)
-        self._trust.answer(reply.content, introduction.name, NO_ROUND, "query", base)
+        self._trust.check_name(asking.node, introduction.name)
+        self._trust.answer(reply.content, introduction.name, NO_ROUND, "query", asking.base)
         return introduction
 
     def wait_for(self, grid: Grid, count: int, deadline: float, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -308,6 +350,8 @@ class Roster:
 
 def held_out(names: list[str], settings: Settings) -> list[str]:
     """Return the sites that are only judged: ``judge.held-out`` of them, the same for a seed and set of names."""
+    if not settings.judge.held_out:
+        return []
     order = sorted(names, key=lambda name: seed_of(settings.run.seed, "held-out", name))
     return sorted(order[: settings.judge.held_out])
 
@@ -316,5 +360,6 @@ def sample_sites(names: list[str], round_number: int, settings: Settings) -> lis
     """Draw a round's sites uniformly without replacement, from a stream of their own; sorted by name."""
     count = settings.outer.sites_per_round or len(names)
     generator = torch.Generator().manual_seed(seed_of(settings.run.seed, "sites", round_number))
-    order = torch.randperm(len(names), generator=generator).tolist()
-    return sorted(sorted(names)[i] for i in order[:count])
+    order = torch.randperm(len(names), generator=generator)[:count].tolist()
+    ordered = sorted(names)
+    return sorted(ordered[i] for i in order)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 
 from common.checkpoint import NAME, RunState, read_checkpoint, write_checkpoint
@@ -22,7 +22,7 @@ from common.paths import data_home, write_atomically
 from common.plan import Plan, plan_for
 from common.settings import Settings, flatten
 from server.campaigns.phases import Conductor, Releases
-from server.collect import collect, sort_out
+from server.collect import collect
 from server.reptile import Reptile, RoundReport
 from server.roster import PAUSE, Roster
 from server.service.runs import JOURNAL, LOCK, MAY_CHANGE, SITES, WAITING, HeldError, read_journal, write_attempt
@@ -86,10 +86,11 @@ class RunFolder:
 
     def note_sites(self, introductions: Mapping[str, Introduction]) -> None:
         """Write what the sites say about themselves, when that has changed."""
-        text = json.dumps({name: dataclasses.asdict(said) for name, said in sorted(introductions.items())}, indent=1)
+        lines = (f"{json.dumps(name)}: {json.dumps(vars(introductions[name]))}" for name in sorted(introductions))
+        text = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
         file = self.path / SITES
-        if not file.exists() or file.read_text(encoding="utf-8") != text:
-            write_atomically(file, text.encode())
+        if not file.exists() or file.read_bytes() != text:
+            write_atomically(file, text)
 
     def note_waiting(self, text: str) -> None:
         """Write what is waited for, for who watches the run; empty: nothing any more."""
@@ -195,7 +196,7 @@ def _all_rounds(
     ):
         log.info("all %d rounds are done already", settings.run.rounds)
         return strategy.state
-    written = now()
+    written, noted = now(), -1
     try:
         strategy.roster.wait_for(grid, settings.outer.join_sites, settings.outer.join_deadline)
         if campaign is not None:
@@ -205,10 +206,7 @@ def _all_rounds(
         while strategy.state.round < settings.run.rounds:
             began = now()
             _one_round(grid, strategy)
-            assert strategy.report is not None
-            folder.append(strategy.report, now() - began)
-            folder.note_sites(strategy.roster.introductions)
-            rounds_log.info(_told(strategy.report, settings.run.rounds), extra={"report": strategy.report})
+            noted = _put_down(folder, strategy, now() - began, noted)
             if strategy.state.failed >= settings.outer.failed_rounds:
                 raise _no_quorum(strategy)
             if now() - written >= settings.run.checkpoint_seconds:
@@ -252,25 +250,34 @@ def _one_round(grid: Grid, strategy: Reptile) -> None:
     arrays, config = ArrayRecord(), ConfigRecord()  # the strategy has its own state
     strategy.roster.wait_for_share(grid, outer.quorum, outer.deadline)
     strategy.configure_train(number, arrays, config, grid)
-    replies = collect(grid, strategy.asked, outer.deadline, strategy.needed(len(strategy.asked)))
-    _note_missing(grid, strategy, replies, number)
-    strategy.aggregate_train(number, replies)
+    enough = strategy.needed(len(strategy.asked))
+    strategy.aggregate_train(number, collect(grid, strategy.asked, outer.deadline, enough))
+    _note_missing(grid, strategy, number)
+    assert strategy.report is not None
+    strategy.report = dataclasses.replace(strategy.report, absent=strategy.roster.absent())
     strategy.configure_evaluate(number, arrays, config, grid)
-    replies = collect(grid, strategy.asked, outer.deadline)
-    _note_missing(grid, strategy, replies, number)
-    strategy.aggregate_evaluate(number, replies)
+    strategy.aggregate_evaluate(number, collect(grid, strategy.asked, outer.deadline))
+    _note_missing(grid, strategy, number)
 
 
-def _note_missing(grid: Grid, strategy: Reptile, replies: list[Message], number: int) -> None:
+def _put_down(folder: RunFolder, strategy: Reptile, seconds: float, noted: int) -> int:
+    """Put a round on record, and what sites say about themselves if there are news since ``noted``; return these."""
+    report, roster = strategy.report, strategy.roster
+    assert report is not None
+    folder.append(report, seconds)
+    if roster.news != noted:
+        folder.note_sites(roster.introductions)
+    rounds_log.info(_told(report, strategy.settings.run.rounds), extra={"report": report})
+    return roster.news
+
+
+def _note_missing(grid: Grid, strategy: Reptile, number: int) -> None:
     """Those that have not answered in time are at work still; those whose policy refuses for now rest."""
     roster, deadline = strategy.roster, strategy.settings.outer.deadline
-    for site, why in sort_out(strategy.asked, replies).missing.items():
-        if site not in roster.nodes:
-            continue
-        if why.cause == "no-reply":
-            roster.keep_busy(grid, site, strategy.asked.ids(site), number, deadline)
-        elif PolicyRefusal.passing(str(why)):
-            roster.let_rest(grid, site, str(why))
+    missing = {site: why for site, why in strategy.missing.items() if site in roster.nodes}
+    silent = {site: strategy.asked.ids(site) for site, why in missing.items() if why.cause == "no-reply"}
+    roster.keep_busy(grid, silent, number, deadline)
+    roster.let_rest(grid, {site: str(why) for site, why in missing.items() if PolicyRefusal.passing(str(why))})
 
 
 def _told(report: RoundReport, rounds: int) -> str:

@@ -18,13 +18,12 @@ from common.cli import run_cli
 from common.errors import CheckpointError, SettingsError
 from common.paths import write_atomically
 from common.settings import Value, flatten, parse_assignments
-from simulations.engine import ENGINES
+from simulations.batched.choice import parse_resources
+from simulations.engine import AUTO, ENGINES, chosen
 from simulations.federation import READY, Dealt, Federation, deal, read_federation
 from simulations.judging.evaluate import Evaluation, evaluate, open_judged, parse_protocol
 from simulations.judging.workers import judge_run
 from simulations.progress import shown
-from simulations.report.compare import as_markdown, compare, comparison_tables, write_comparison
-from simulations.report.page import write_report
 from simulations.report.tracking import Tracker, tracked
 from simulations.sources.cli import data_app, dealt_visibly
 from simulations.sources.download import UnreachableError
@@ -44,13 +43,16 @@ Assignments = Annotated[list[str], typer.Option("--set", help="Change a setting:
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913, PLR0917 - each is an option
     federation: Source = "",
     data: Annotated[
         Path | None, typer.Option(help="Sites of your own, in any layout that the project reads, as they are.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; the same one resumes it. [runs/NAME]")] = None,
-    engine: Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}.")] = "in-process",
+    engine: Annotated[str, typer.Option(help=f"{AUTO}, {', '.join(ENGINES)}.")] = AUTO,
+    use: Annotated[
+        list[str], typer.Option(help="What of this machine to use: workers=4, together=20, data-megabytes=500.")
+    ] = [],  # noqa: B006
     data_mirror: Mirror = None,
     assignments: Assignments = [],  # noqa: B006 - typer copies it
     site: Annotated[list[str], typer.Option(help="Set what sites decide themselves: class-tables=true.")] = [],  # noqa: B006
@@ -60,8 +62,6 @@ def run(
 
     Without a federation and --data: the main job, Omniglot. Ctrl-C leaves a run that the same command goes on with.
     """
-    if engine not in ENGINES:
-        raise SettingsError(f"unknown engine {engine!r}; choose {' or '.join(ENGINES)}")
     _check_assignments(assignments, data)
     described = read_federation(federation or ("" if data else MAIN_JOB), assignments)
     if data:
@@ -71,17 +71,20 @@ def run(
         described, dealt = _dealt(described, data_mirror, assignments)
     nodes = len(site_names(dealt.train))
     folder = (out or Path("runs") / described.name).resolve()
+    node_config = {f"site-{key}": value for key, value in parse_assignments(site).items()}
+    resources = parse_resources(parse_assignments(use))
     fixed: dict[str, Value] = {"run.dir": str(folder), "data.sites": str(dealt.train), "outer.join-sites": nodes}
     described = described.with_values(fixed)
-    _begin(folder, described, dealt)
     settings = described.settings
+    engine, reason = chosen(engine, settings, nodes, node_config, resources)
+    _begin(folder, described, dealt)
     console.print(f"{nodes} sites from {dealt.train}; {settings.run.rounds} rounds into {folder}")
-    node_config = {f"site-{key}": value for key, value in parse_assignments(site).items()}
+    console.print(f"engine: {engine} ({reason})")
     with tracked(settings, described.name, **_trackers(track)) as tracker:
         began = time.monotonic()
         try:
             with shown(console, settings.run.rounds):
-                ENGINES[engine](settings, nodes, node_config)
+                ENGINES[engine](settings, nodes, node_config, resources)
         except KeyboardInterrupt:
             console.print(f"interrupted; the same command goes on from {folder / NAME}")
             raise
@@ -90,7 +93,7 @@ def run(
             _judge_all(folder, described, dealt, dealt.judge, tracker)
         else:
             console.print("not judged: nothing is held out or back (sites.held-out, sites.held-back), or no episodes")
-        page = write_report(folder)
+        page = _report(folder)
         tracker.page(page)
     console.print(f"report: {page}")
 
@@ -125,7 +128,7 @@ def evaluate_command(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
     """Write one HTML page about a run, with plots and pictures, that needs nothing else to be read."""
-    console.print(str(write_report(run.resolve())))
+    console.print(str(_report(run.resolve())))
 
 
 @app.command("compare")
@@ -135,6 +138,8 @@ def compare_command(
     markdown: Annotated[bool, typer.Option(help="Print tables in Markdown instead of the terminal's.")] = False,
 ) -> None:
     """Show runs side by side, those that differ in their seed only as one with its spread; and write a page."""
+    from simulations.report.compare import as_markdown, compare, comparison_tables, write_comparison
+
     compared = compare([run.resolve() for run in runs])
     page = write_comparison(compared, out)
     if markdown:
@@ -154,6 +159,12 @@ def settings_command(federation: Source = "") -> None:
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     run_cli(app)
+
+
+def _report(run: Path) -> Path:
+    from simulations.report.page import write_report  # here: plots take long to import, and rounds need none
+
+    return write_report(run)
 
 
 def _own(described: Federation, data: Path) -> Federation:

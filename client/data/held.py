@@ -29,6 +29,11 @@ class Part:
     def count(self, name: str) -> int:
         return len(self.rows[name])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the inputs take, if that is known; the part that is held back shares them."""
+        return getattr(self._data, "nbytes", 0)
+
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
         kept = self.rows[name]
         return self._data.inputs(name, [kept[row] for row in positions(rows, len(kept))])

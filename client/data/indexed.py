@@ -76,6 +76,12 @@ class IndexedData:
         self.skipped = tuple(skipped)
         self._sources = sources
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the inputs take; none if they are mapped from a file."""
+        mapped = isinstance(self._inputs, np.memmap) or isinstance(self._inputs.base, np.memmap)
+        return 0 if mapped else self._inputs.nbytes
+
     def only(self, names: Sequence[str]) -> "IndexedData":
         """Return the same with some of the classes."""
         rows = {name: self._rows[name] for name in names}

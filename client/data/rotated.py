@@ -23,6 +23,11 @@ class RotatedClasses:
     def count(self, name: str) -> int:
         return self.upright.count(self._sources[name][0])
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the inputs take, if that is known."""
+        return getattr(self.upright, "nbytes", 0)
+
     def inputs(self, name: str, rows: Sequence[int]) -> Tensor:
         source, turn = self._sources[name]
         return torch.rot90(self.upright.inputs(source, rows), turn, (2, 3))

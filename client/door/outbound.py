@@ -119,9 +119,12 @@ class Door:
         """
         passing = self.examine(content, asked)
         self.policy.check_time(asked.begun or self.clock())
-        digest = digest_of(passing.record)
         draft = self._sealed(passing.record, asked, "0" * 64)
-        size = bytes_of(draft)
+        if self.ledger is None:
+            self._check_traffic(1)
+            self._tell(passing, draft)
+            return draft
+        digest, size = digest_of(passing.record), bytes_of(draft)
         self._check_traffic(size)
         record = Record(
             LEFT,
@@ -145,11 +148,14 @@ class Door:
             answer = self._sealed(passing.record, asked, stamp)
             return object_ids(answer)
 
-        if self.ledger is not None:
-            self.ledger.append(record, objects)
-        names = ", ".join([*passing.shapes, *passing.values])
-        log.info("%s leaves %s: %d bytes in %s", passing.kind, self.site.name, size, names)
+        self.ledger.append(record, objects)
+        self._tell(passing, answer)
         return answer
+
+    def _tell(self, passing: Passing, answer: RecordDict) -> None:
+        if log.isEnabledFor(logging.INFO):
+            names = ", ".join([*passing.shapes, *passing.values])
+            log.info("%s leaves %s: %d bytes in %s", passing.kind, self.site.name, bytes_of(answer), names)
 
     def leave_again(self, answer: RecordDict, asked: Asked) -> RecordDict:
         """Hand out an answer that has left before; the ledger notes it. Raises LedgerError or PolicyRefusal."""

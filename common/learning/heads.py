@@ -43,7 +43,7 @@ class PrototypeHead:
         batch of such examples only has a loss of 0 with zero gradient, so one-shot support sets
         without augmented views leave the params as they are.
         """
-        members = F.one_hot(labels, way).to(embeddings.dtype)
+        members = memberships(labels, way).to(embeddings.dtype)
         counts = members.sum(0)
         prototypes = members.T @ embeddings / counts.clamp(min=1)[:, None]
         distances = squared_distances(embeddings, prototypes)
@@ -52,10 +52,9 @@ class PrototypeHead:
         distances = torch.where(members > 0, distances * (counts / others) ** 2, distances)
         logits = (-self.sharpness / embeddings.shape[1]) * distances
         logits = logits.masked_fill(counts == 0, float("-inf"))
-        judged = counts[labels] > 1
-        if not judged.any():
-            return embeddings.sum() * 0
-        return F.cross_entropy(logits[judged], labels[judged])
+        judged = (counts[labels] > 1).to(embeddings.dtype)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return (losses * judged).sum() / judged.sum().clamp(min=1)
 
     def log_probs(self, params: Params, support: Tensor, labels: Tensor, way: int, query: Tensor) -> Tensor:
         return self.by_prototypes(prototypes_of(support, labels, way), query)
@@ -93,8 +92,13 @@ def prototypes_of(embeddings: Tensor, labels: Tensor, way: int) -> Tensor:
 
 def class_sums(embeddings: Tensor, labels: Tensor, way: int) -> tuple[Tensor, Tensor]:
     """Return the sum of embeddings [way, d] and the count [way] of each class."""
-    members = F.one_hot(labels, way).to(embeddings.dtype)
+    members = memberships(labels, way).to(embeddings.dtype)
     return members.T @ embeddings, members.sum(0)
+
+
+def memberships(labels: Tensor, way: int) -> Tensor:
+    """Return which of the classes 0 to way - 1 each label [n] is, [n, way]: one_hot, which cannot be mapped over."""
+    return labels[:, None] == torch.arange(way, device=labels.device)
 
 
 def squared_distances(points: Tensor, centres: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A network with its head and its normalisation: all that ``adapt`` and ``judge`` need of a model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -9,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from common.errors import SettingsError
+from common.learning.checkpointing import blocks_of, checkpointed
 from common.learning.episode import Examples
 from common.learning.heads import Head, LinearHead, PrototypeHead
 from common.learning.networks import build_network, embedding_size
@@ -34,6 +37,7 @@ class Learner:
         self.head = head
         self.normalisation = model.normalisation
         self.transductive = transductive
+        self.blocks = blocks_of(network)
         self._normalisations = self._prepared_normalisations()
 
     def _prepared_normalisations(self) -> list[_BatchNorm]:
@@ -62,10 +66,20 @@ class Learner:
         self.network.to(device)
         return self
 
-    def loss(self, params: Params, examples: Examples) -> Tensor:
-        """Return the inner loss on a batch, normalised with the batch's own statistics."""
+    def loss(self, params: Params, examples: Examples, precision: str = "full", checkpointing: bool = False) -> Tensor:
+        """Return the inner loss on a batch, normalised with the batch's own statistics.
+
+        Args:
+            precision: "full", or "bf16": torch's autocast runs the network's large operations in bfloat16. The head
+                stays in the params' precision: it costs next to nothing, and distances between embeddings and
+                logarithms of probabilities are small differences of large numbers.
+            checkpointing: keep only the inputs of ``blocks`` for the backward pass, which computes the rest again.
+        """
         self.network.train()
-        embeddings = self._call(params, examples.inputs, self._fresh_buffers())
+        with _computing(precision, examples.inputs.device), checkpointed(self.blocks if checkpointing else ()):
+            embeddings = self._call(params, examples.inputs, self._fresh_buffers())
+        if precision == "bf16":
+            embeddings = embeddings.float()
         return self.head.loss(params, embeddings, examples.labels, examples.way)
 
     @torch.no_grad()
@@ -147,9 +161,35 @@ def build_learner(settings: Settings) -> tuple[Learner, dict[str, Tensor]]:
             nn.init.zeros_(layer.bias)
             params["head.weight"], params["head.bias"] = layer.weight.detach(), layer.bias.detach()
     learner = Learner(network, head, settings.model, size, settings.judge.transductive)
+    _check_loop(settings, learner, params)
     if not trainable_names(params, settings):
         raise SettingsError(f"inner.frozen = {settings.inner.frozen!r} leaves no param to adapt")
     return learner, params
+
+
+def _check_loop(settings: Settings, learner: Learner, params: Params) -> None:
+    """Raise SettingsError if the network cannot be adapted as [inner] says."""
+    network, kinds = settings.model.network, {value.dtype for value in params.values()}
+    if settings.inner.checkpointing and not learner.blocks:
+        raise SettingsError(
+            f"inner.checkpointing is on but the network {network!r} has no blocks that could be computed again; put "
+            "its layers into an nn.Sequential or nn.ModuleList, or leave inner.checkpointing off"
+        )
+    if settings.inner.precision == "bf16" and kinds - {torch.float32}:
+        raise SettingsError(
+            f"inner.precision is 'bf16' but the network {network!r} has parameters of "
+            f"{', '.join(sorted(map(str, kinds)))}; build it in float32, or set inner.precision = 'full'"
+        )
+
+
+@contextmanager
+def _computing(precision: str, device: torch.device) -> Iterator[None]:
+    """Let operations inside run in a precision. Params are cast at each use, so that no copies of them are kept."""
+    if precision == "full":
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+        yield
 
 
 def trainable_names(params: Params, settings: Settings) -> list[str]:

@@ -43,7 +43,8 @@ def adapt(
         learner: network, head and normalisation, on the device of the tensors.
         params: the params to start from; none is changed, and frozen ones are left out of the result.
         support: inputs [n, *shape] with labels [n].
-        inner: optimizer, learning rate, steps, batch size, frozen names, augmentation.
+        inner: optimizer, learning rate, steps, batch size, frozen names, augmentation, precision, checkpointing.
+            Params, gradients and the optimizer's state keep their precision whatever the network computes in.
         generator: CPU generator that batches and augmentation are drawn from.
         slots: the carried state of Adam (see ``initial_slots``); None or empty for SGD.
     """
@@ -54,7 +55,7 @@ def adapt(
         for value in fast.values():
             value.requires_grad_()
         with drawing_from(generator):
-            loss = learner.loss({**params, **fast}, batch)
+            loss = learner.loss({**params, **fast}, batch, inner.precision, inner.checkpointing)
         gradients = torch.autograd.grad(loss, list(fast.values()), allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             inner_step(fast, dict(zip(fast, gradients, strict=True)), state, inner)
@@ -73,11 +74,13 @@ def inner_step(fast: dict[str, Tensor], gradients: Params, slots: dict[str, Tens
         rate = rate * float(1 - ADAM_BETA2 ** slots["adam-steps"]) ** 0.5
     for name, value in fast.items():
         gradient = gradients[name]
+        value.requires_grad_(False)
         if inner.optimizer == "adam":
             moment = slots[f"second-moment/{name}"]
             moment.mul_(ADAM_BETA2).addcmul_(gradient, gradient, value=1 - ADAM_BETA2)
-            gradient = gradient / (moment.sqrt() + ADAM_EPSILON)
-        value.requires_grad_(False).sub_(gradient, alpha=rate)
+            value.addcdiv_(gradient, moment.sqrt().add_(ADAM_EPSILON), value=-rate)
+        else:
+            value.sub_(gradient, alpha=rate)
 
 
 def initial_slots(params: Params, inner: InnerLoop) -> dict[str, Tensor]:
@@ -107,7 +110,15 @@ def outer_step(
         step_size: one number, or one for each name (layer-wise meta learning rates).
         weights: one for each update, at least one positive; default: all the same (Reptile's mean is over tasks).
     """
-    mean = mean_update(updates, weights)
+    return moved(params, mean_update(updates, weights), step_size)
+
+
+def moved(params: Params, mean: Params, step_size: float | Mapping[str, float]) -> dict[str, Tensor]:
+    """Return ``params + step_size * mean`` by name; params that the mean does not name stay as they are.
+
+    Args:
+        step_size: one number, or one for each name.
+    """
     return {
         name: value + (step_size[name] if isinstance(step_size, Mapping) else step_size) * mean[name]
         if name in mean
@@ -116,17 +127,35 @@ def outer_step(
     }
 
 
+class RunningMean:
+    """The weighted mean of updates that come one after another; it keeps their sum and none of them."""
+
+    def __init__(self) -> None:
+        self._sum: dict[str, Tensor] = {}
+        self._weight = 0.0
+
+    def add(self, update: Params, weight: float = 1.0) -> None:
+        """Add an update, which must name what the first one names. The order decides the last bits of the sum."""
+        if not self._sum:
+            self._sum = {name: value * weight for name, value in update.items()}
+        else:
+            for name, value in self._sum.items():
+                value.add_(update[name], alpha=weight)
+        self._weight += weight
+
+    def value(self) -> dict[str, Tensor]:
+        """Return the mean of what was added so far. Raises ValueError for no update or no positive weight."""
+        if self._weight <= 0:
+            raise ValueError("a mean needs at least one update with a positive weight")
+        return {name: value / self._weight for name, value in self._sum.items()}
+
+
 def mean_update(updates: Sequence[Params], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Return the weighted mean of updates by name. Raises ValueError for no update or no positive weight."""
-    weights = [1.0] * len(updates) if weights is None else weights
-    total = sum(weights)
-    if total <= 0:
-        raise ValueError("a mean needs at least one update with a positive weight")
-    mean = {name: value * weights[0] for name, value in updates[0].items()}
-    for update, weight in zip(updates[1:], weights[1:], strict=True):
-        for name, value in mean.items():
-            value.add_(update[name], alpha=weight)
-    return {name: value / total for name, value in mean.items()}
+    mean = RunningMean()
+    for update, weight in zip(updates, [1.0] * len(updates) if weights is None else weights, strict=True):
+        mean.add(update, weight)
+    return mean.value()
 
 
 def batches(support: Examples, inner: InnerLoop, balanced: bool, generator: torch.Generator) -> Iterator[Examples]:

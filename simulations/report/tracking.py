@@ -24,7 +24,6 @@ from server.reptile import RoundReport
 from server.rounds import RunFolder, rounds_log
 from server.service.runs import read_journal
 from simulations.judging.evaluate import Evaluation
-from simulations.report.page import NAME, render
 from simulations.report.recorded import read_rounds, read_run, shown_settings
 
 log = logging.getLogger("fedreptile.simulations")
@@ -83,6 +82,8 @@ class Tracker(logging.Handler):
 
     def page(self, path: Path) -> None:
         """Pass on the page of the run in whose folder it lies, without the examples, which are sites' inputs."""
+        from simulations.report.page import render  # here: plots take long to import
+
         text = render(read_run(path.parent).without_samples()) if self._tools else ""
         for tool in self._tools:
             tool.page(text)
@@ -209,6 +210,8 @@ class MLflow:
         self._judged.update(figures)
 
     def page(self, text: str) -> None:
+        from simulations.report.page import NAME
+
         self._try(lambda: self._client.log_text(self._id, text, NAME))
 
     def close(self, finished: bool) -> None:

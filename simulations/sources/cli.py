@@ -25,7 +25,6 @@ from simulations.sources.download import Done, Progress
 from simulations.sources.files import Files, origin_files
 from simulations.sources.pool import Pool, open_pool
 from simulations.sources.prepare import find_files, find_mirror, key, pools, prepare
-from simulations.sources.show import show_columns, show_sites
 from simulations.sources.unpack import unpack
 
 data_app = typer.Typer(help="Data sets for simulations.", no_args_is_help=True)
@@ -92,6 +91,8 @@ def data_show(
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Show who has what: sites and classes, trained on and judged on, and where tables have different columns."""
+    from simulations.sources.show import show_columns, show_sites  # here: plots take long to import
+
     path = Path(what).resolve()
     if what in READY or path.suffix == ".toml":
         described = read_federation(what, assignments)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
-from server.collect import Asked, collect, sort_out
+from common.errors import UpdateError
+from server.collect import Asked, collect, in_order, sort_out
 from tests.server.scripted import Answer, Clock, ScriptedGrid
 
 
@@ -57,7 +58,7 @@ def test_an_error_is_put_to_the_site_that_was_asked_even_if_flower_says_it_comes
 def test_a_reply_to_something_else_is_passed_over() -> None:
     grid = ScriptedGrid({1: at_once})
     earlier, asked = messages(grid, 1), messages(grid, 1)
-    late = collect(grid, earlier, 1.0)
+    late = list(collect(grid, earlier, 1.0))
     grid.push_messages(asked.messages())
     found = sort_out(asked, late)
     assert not found.by_site and set(found.missing) == {"site-1"}
@@ -65,7 +66,7 @@ def test_a_reply_to_something_else_is_passed_over() -> None:
 
 def test_asking_nobody_returns_at_once() -> None:
     clock = Clock()
-    assert collect(ScriptedGrid({}), Asked({}), 30.0, 0, clock.now, clock.sleep) == []
+    assert list(collect(ScriptedGrid({}), Asked({}), 30.0, 0, clock.now, clock.sleep)) == []
     assert clock.time < 1
 
 
@@ -184,3 +185,77 @@ def test_an_error_after_an_answer_does_not_take_it_back() -> None:
     (answer,) = collect(grid, asked, 1.0)
     found = sort_out(asked, [answer, Message(Error(2, "late"), reply_to=asked.messages()[0])])
     assert found.by_site["site-1"] is answer and not found.missing
+
+
+def test_an_error_and_an_answer_of_a_site_that_come_together_are_an_answer() -> None:
+    class Both(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            (message,) = (self._open[message_id] for message_id in message_ids)
+            return [Message(Error(2, "broken"), reply_to=message), Message(RecordDict(), reply_to=message)]
+
+    grid = Both({1: at_once})
+    asked = messages(grid, 1)
+    (answer,) = collect(grid, asked, 1.0)
+    assert not answer.has_error()
+
+
+# One after another
+
+
+def test_replies_are_there_as_they_come_and_not_when_the_last_has() -> None:
+    answered: list[int] = []
+
+    def answer(message: Message) -> RecordDict:
+        answered.append(message.metadata.dst_node_id)
+        return RecordDict()
+
+    class OneByOne(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            return super().pull_messages(list(message_ids)[:1])
+
+    grid = OneByOne({1: answer, 2: answer, 3: answer})
+    replies = collect(grid, messages(grid, 1, 2, 3), 1.0)
+    assert answered == []
+    next(replies)
+    assert answered == [1]
+    next(replies)
+    assert answered == [1, 2]
+
+
+def replied(*nodes: int) -> tuple[Asked, dict[int, Message]]:
+    """Return what was asked of sites, and a reply of each."""
+    grid = ScriptedGrid(dict.fromkeys(nodes, at_once))
+    asked = messages(grid, *nodes)
+    grid.push_messages(asked.messages())
+    sent = zip(nodes, asked.messages(), strict=True)
+    return asked, {node: Message(RecordDict(), reply_to=message) for node, message in sent}
+
+
+def test_a_site_s_turn_comes_when_all_before_it_have_answered() -> None:
+    asked, reply = replied(1, 2, 3, 4)
+    given: list[int] = []
+
+    def coming() -> Iterable[Message]:
+        for node in (2, 1, 4, 3):
+            given.append(node)
+            yield reply[node]
+
+    turns = [(site, tuple(given)) for site, _ in in_order(asked, coming())]
+    assert turns == [("site-1", (2, 1)), ("site-2", (2, 1)), ("site-3", (2, 1, 4, 3)), ("site-4", (2, 1, 4, 3))]
+
+
+def test_sites_after_one_that_never_answers_have_their_turn_at_the_end() -> None:
+    asked, reply = replied(1, 2, 3)
+    found = dict(in_order(asked, [reply[3], reply[2]]))
+    assert list(found) == ["site-1", "site-2", "site-3"]
+    assert isinstance(found["site-1"], UpdateError) and found["site-1"].cause == "no-reply"
+    assert found["site-2"] is reply[2] and found["site-3"] is reply[3]
+
+
+def test_every_site_has_one_turn_whatever_comes_after_it() -> None:
+    asked, reply = replied(1, 2)
+    late = Message(Error(2, "late"), reply_to=asked.messages()[0])
+    stranger = replied(1)[1][1]
+    stranger.metadata.__dict__["_reply_to_message_id"] = "another"
+    found = list(in_order(asked, [stranger, reply[1], late, reply[2], reply[1], late]))
+    assert found == [("site-1", reply[1]), ("site-2", reply[2])]

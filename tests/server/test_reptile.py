@@ -1,6 +1,7 @@
 """The strategy with replies of every kind: what fits is used, what does not is dropped and counted."""
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from common.learning.reptile import outer_step
 from common.plan import Plan
 from common.settings import Value
 from server.collect import collect
@@ -113,6 +115,67 @@ def test_the_sum_is_taken_in_site_name_order_whatever_order_replies_come_in() ->
         one_round(strategy, grid)
         ends.append(moved_by(strategy))
     assert torch.equal(*ends)
+
+
+NINE = tuple("abcdefghi")
+
+
+def after_one_round(order: Sequence[str], silent: str = "", held: list[int] | None = None) -> Reptile:
+    """Return the strategy after a round of nine sites whose replies come in this order.
+
+    Args:
+        silent: sites that never answer.
+        held: takes the number of replies that are alive whenever another is asked for.
+    """
+    plan = small_plan(outer__sites_per_round=0)
+    draws = np.random.default_rng(0).standard_normal((len(NINE), plan.agreed.update)).astype(np.float32)
+    strategy, grid = strategy_with(
+        {node: broken(name, None) for node, name in enumerate(NINE)}, outer__weighting="num-examples"
+    )
+    strategy.configure_train(1, strategy.arrays(), ConfigRecord(), grid)
+    grid.push_messages(strategy.asked.messages())
+    sent = dict(zip(NINE, strategy.asked.messages(), strict=True))
+    alive: list[weakref.ref[Message]] = []
+
+    def coming() -> Iterator[Message]:
+        for name in order:
+            if name in silent:
+                continue
+            if held is not None:
+                held.append(sum(one() is not None for one in alive))
+            place = NINE.index(name)
+            reply = Message(update(plan, draws[place], {"num-examples": place + 1.0}), reply_to=sent[name])
+            alive.append(weakref.ref(reply))
+            yield reply
+            del reply
+
+    strategy.aggregate_train(1, coming())
+    return strategy
+
+
+@pytest.mark.parametrize("silent", ["", "a", "e", "i", "abc"])
+def test_the_round_ends_with_the_bits_of_the_mean_in_site_name_order_whatever_comes_when(silent: str) -> None:
+    plan = small_plan(outer__sites_per_round=0)
+    draws = np.random.default_rng(0).standard_normal((len(NINE), plan.agreed.update)).astype(np.float32)
+    there = [place for place, name in enumerate(NINE) if name not in silent]
+    by_name = [plan.update.unpack(torch.tensor(draws[place])) for place in there]
+    expected = outer_step(plan.initial, by_name, 1.0, [place + 1.0 for place in there])
+    for seed in range(4):
+        order = [NINE[place] for place in np.random.default_rng(seed).permutation(len(NINE))] if seed else NINE
+        strategy = after_one_round(order, silent)
+        assert strategy.report is not None and strategy.report.used == tuple(NINE[place] for place in there)
+        assert set(strategy.report.dropped) == set(strategy.missing) == set(silent)
+        for name, value in expected.items():
+            assert torch.equal(strategy.state.params[name], value), f"{name}, replies in the order {order}"
+
+
+def test_no_more_than_a_few_replies_are_kept_when_they_come_in_order_and_all_behind_one_that_is_late() -> None:
+    held: list[int] = []
+    after_one_round(NINE, held=held)
+    assert max(held) <= 2
+    late: list[int] = []
+    after_one_round([*NINE[1:], NINE[0]], held=late)
+    assert max(late) == len(NINE) - 1
 
 
 def test_sites_are_asked_to_judge_only_when_it_is_due() -> None:

@@ -1,6 +1,7 @@
 """Sites by name: joining, leaving, two of one name, and who is sampled."""
 
 from collections import Counter
+from collections.abc import Iterable, KeysView
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -22,6 +23,53 @@ def test_sites_introduce_themselves_once() -> None:
     roster.welcome(grid)
     assert roster.nodes == {"north": 7, "south": 5} and len(grid.sent) == 2
     assert roster.introductions["north"].classes == {"a": 3, "b": 4}
+
+
+def test_when_nobody_has_come_or_gone_nothing_is_worked_out_anew() -> None:
+    class Looked(ScriptedGrid):
+        looks = 0
+
+        def get_nodes(self) -> Iterable[NodeInfo]:
+            self.looks += 1
+            return super().get_nodes()
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            self.looks += 1
+            return super().pull_messages(message_ids)
+
+    grid, roster = Looked({5: lambda m: introduction("north"), 7: lambda m: introduction("south")}), Roster()
+    roster.welcome(grid)
+    here, looks, news = roster.here, grid.looks, roster.news
+    roster.welcome(grid)
+    assert roster.here is roster.free() is here and (grid.looks, roster.news) == (looks, news)
+    grid.answers[6] = lambda m: introduction("east")
+    roster.welcome(grid)
+    assert roster.here == ["east", "north", "south"] and here == ["north", "south"] and roster.news == news + 1
+    del grid.answers[7]
+    roster.welcome(grid)
+    assert roster.here == ["east", "north"]
+
+
+def test_what_many_sites_have_installed_is_kept_once() -> None:
+    grid = ScriptedGrid({5: lambda m: introduction("north"), 7: lambda m: introduction("south")})
+    roster = Roster()
+    roster.welcome(grid)
+    said = roster.introductions
+    assert said["north"].versions is said["south"].versions and said["north"].versions == {"torch": "2"}
+
+
+def test_many_nodes_are_asked_for_without_a_list_of_all_for_each_reply() -> None:
+    """A grid that does one message a call can tell by the keys alone whether a message is asked for."""
+
+    class OneByOne(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            assert isinstance(message_ids, KeysView)
+            return super().pull_messages([next(iter(message_ids))])
+
+    grid = OneByOne({node: lambda m, node=node: introduction(f"site-{node}") for node in range(20)})  # type: ignore[misc]
+    roster = Roster()
+    roster.welcome(grid)
+    assert len(roster.here) == 20 and not roster.waiting
 
 
 def test_a_site_that_left_is_forgotten_and_may_come_back_as_another_node() -> None:
@@ -142,7 +190,7 @@ def test_a_site_that_has_not_answered_is_not_asked_again_until_it_has() -> None:
     asked = Message(RecordDict(), 2, "train")
     grid.push_messages([asked])
     grid.answers[2] = lambda message: late.pop() if late else None
-    roster.keep_busy(grid, "b", {asked.metadata.message_id}, 4, 600.0)
+    roster.keep_busy(grid, {"b": {asked.metadata.message_id}}, 4, 600.0)
     roster.welcome(grid)
     assert roster.free() == ["a"] and roster.absent() == {"b": "still at work on round 4"}
     late.append(RecordDict())
@@ -163,7 +211,7 @@ def test_a_busy_site_whose_node_started_anew_is_free_again() -> None:
     asked = Message(RecordDict(), 1, "train")
     grid.push_messages([asked])
     grid.answers[1] = lambda message: None
-    roster.keep_busy(grid, "a", {asked.metadata.message_id}, 1, 600.0)
+    roster.keep_busy(grid, {"a": {asked.metadata.message_id}}, 1, 600.0)
     roster.welcome(grid)
     assert roster.free() == []
     since[1] = "tuesday"
@@ -237,7 +285,7 @@ def test_a_site_that_rests_is_not_asked_stays_expected_and_is_waited_for() -> No
     roster.welcome(grid)
     grid.answers[2] = grid.answers[3] = lambda m: Error(101, RESTS)
     for name in ("b", "c"):
-        roster.let_rest(grid, name, RESTS)
+        roster.let_rest(grid, {name: RESTS})
     assert roster.free() == ["a"] and roster.absent() == {"b": RESTS, "c": RESTS}
     roster.wait_for_share(grid, 0.3, 60.0, lambda seconds: pytest.fail("waited"))
 
@@ -258,7 +306,7 @@ def test_sites_that_are_gone_are_given_up_while_others_rest() -> None:
     del grid.answers[3], grid.answers[4]
     grid.answers[2] = lambda m: Error(101, RESTS)
     roster.welcome(grid)
-    roster.let_rest(grid, "b", RESTS)
+    roster.let_rest(grid, {"b": RESTS})
 
     def later(seconds: float) -> None:
         clock.sleep(10.0)
@@ -279,14 +327,14 @@ def test_a_site_at_its_limit_of_bytes_is_asked_again_on_the_next_day_or_when_it_
     grid = Grid({1: site("a", plan)})
     roster = Roster(now=clock.now, utc=lambda: clock.time + 3 * 86400 + 80000)
     roster.welcome(grid)
-    roster.let_rest(grid, "a", FULL)
+    roster.let_rest(grid, {"a": FULL})
     clock.sleep(6390.0)
     roster.welcome(grid)
     assert not roster.nodes
     clock.sleep(20.0)
     roster.welcome(grid)
     assert roster.free() == ["a"]
-    roster.let_rest(grid, "a", FULL)
+    roster.let_rest(grid, {"a": FULL})
     since[1] = "tuesday"
     roster.welcome(grid)
     assert roster.free() == ["a"]
@@ -300,7 +348,7 @@ def test_a_site_whose_answer_never_comes_is_asked_again_in_the_end() -> None:
     grid.answers[1] = lambda message: None
     asked = Message(RecordDict(), 1, "train")
     grid.push_messages([asked])
-    roster.keep_busy(grid, "a", {asked.metadata.message_id}, 1, 30.0)
+    roster.keep_busy(grid, {"a": {asked.metadata.message_id}}, 1, 30.0)
     clock.sleep(290.0)
     roster.welcome(grid)
     assert roster.free() == []
@@ -359,7 +407,7 @@ def test_a_busy_site_is_not_asked_again() -> None:
     grid = ScriptedGrid({5: lambda m: introduction("north")})
     roster = Roster()
     roster.welcome(grid)
-    roster.keep_busy(grid, "north", {"m9"}, 1, 60.0)
+    roster.keep_busy(grid, {"north": {"m9"}}, 1, 60.0)
     before = len(grid.sent)
     roster.ask_anew(grid, 0.1)
     assert len(grid.sent) == before

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from flwr.app import Error, Message, RecordDict
 
 from common.checkpoint import NAME, read_checkpoint, write_checkpoint
 from common.errors import CheckpointError, PolicyRefusal, RoundError, SettingsError
+from common.messages import Introduction
 from common.settings import Settings, Value
 from server.rounds import RunFolder, load_or_begin, run_federation
 from server.service.runs import JOURNAL, SITES, WAITING, read_journal
@@ -33,6 +35,42 @@ def test_a_run_leaves_a_checkpoint_and_a_line_for_every_round(tmp_path: Path) ->
     assert all(torch.equal(found.state.params[name], value) for name, value in state.params.items())
     assert [line["round"] for line in read_journal(tmp_path)] == [1, 2, 3]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_sites_say_is_written_when_there_are_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[str]] = []
+    note = RunFolder.note_sites
+
+    def noting(folder: RunFolder, introductions: Mapping[str, Introduction]) -> None:
+        written.append(sorted(introductions))
+        note(folder, introductions)
+
+    monkeypatch.setattr(RunFolder, "note_sites", noting)
+    grid, plan = grid_of("a", "b"), small_plan(outer__sites_per_round=0)
+    first = grid.answers[0]
+
+    def answer(message: Message) -> RecordDict | Error | None:
+        if message.metadata.group_id == "3":
+            grid.answers[2] = site("ß", plan)
+        return first(message)
+
+    grid.answers[0] = answer
+    run_federation(grid, settings(tmp_path, run__rounds=5))
+    assert written == [["a", "b"], ["a", "b", "ß"]]
+    said = json.loads((tmp_path / SITES).read_text(encoding="utf-8"))
+    assert list(said) == ["a", "b", "ß"]
+    expected = {"name": "ß", "classes": {"a": 3, "b": 4}, "device": "cpu", "versions": {"torch": "2"}}
+    assert said["ß"] == {**expected, "release": 0, "refused": 0, "wishes": {}}
+
+
+def test_a_round_s_line_names_the_sites_that_it_has_left_at_work(tmp_path: Path) -> None:
+    grid = grid_of("a", "b")
+    first = grid.answers[1]
+    grid.answers[1] = lambda message: first(message) if message.metadata.message_type == "query" else None
+    run_federation(grid, settings(tmp_path, run__rounds=2, outer__deadline=0.1, outer__quorum=0.5))
+    lines = read_journal(tmp_path)
+    assert [list(line["dropped"]) for line in lines] == [["b"], []]
+    assert [line["absent"] for line in lines] == [{"b": "still at work on round 1"}] * 2
 
 
 def test_a_finished_run_started_again_does_nothing(tmp_path: Path) -> None:

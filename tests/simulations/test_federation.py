@@ -94,7 +94,13 @@ def test_dealing_copies_no_inputs() -> None:
     dealt = deal(read_federation("digits"))
     assert dealt.judge
     for folder in (dealt.train, dealt.judge):
-        assert sorted(path.name for path in folder.iterdir()) == ["rows.npy", INDEX]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "cells.npy",
+            "classes.npy",
+            "names.npy",
+            "rows.npy",
+            INDEX,
+        ]
 
 
 def test_an_older_way_of_dealing_in_the_same_place_is_replaced() -> None:

@@ -5,7 +5,6 @@ Real data inside an installed package, for machines with neither network nor mir
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from common.settings import DataSettings
 from simulations.sources.described import CatalogueSet
@@ -16,6 +15,8 @@ from simulations.sources.sets.pictures import from_arrays
 
 def _read(files: Files, data: DataSettings) -> Pool:
     """Read the drawings, enlarged smoothly. Ink is light on dark, with data.invert dark on light."""
+    from sklearn.datasets import load_digits  # here: importing it takes longer than most commands
+
     bunch = load_digits()
     pictures = (_enlarged(image, data.size) for image in bunch.images)
     return Pool(from_arrays(pictures, data), tuple(f"digit {digit}" for digit in bunch.target), {})

@@ -4,7 +4,7 @@ import errno
 import json
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from client.data.packed import INDEX, PackedSet, open_packed, write_packed
+from client.data import packed as packed_sets
+from client.data.packed import CELLS, INDEX, PackedSet, open_packed, write_packed
 from common.errors import SiteDataError
 
+ARRAYS = ("inputs.npy", "rows.npy", "cells.npy", "names.npy", "classes.npy")
 ROWS = {"t": {"c": [2, 2, 4]}, "s": {"b": [5, 0, 3], "a": [1]}}
 """Neither sites nor classes are in the order of their names."""
 
@@ -65,6 +67,23 @@ def rewrite(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], obje
     return damage
 
 
+def cells(**columns: Sequence[int]) -> Callable[[Path], object]:
+    """Replace columns of the cells, which are: a of s, b of s, c of t, from the rows 0, 1 and 4."""
+
+    def damage(folder: Path) -> None:
+        found = np.load(folder / CELLS)
+        for name, values in columns.items():
+            found[name] = values
+        np.save(folder / CELLS, found)
+
+    return damage
+
+
+def in_plain_numbers(folder: Path) -> None:
+    found = np.load(folder / CELLS)
+    np.save(folder / CELLS, np.stack([found["site"], found["class"], found["start"]]))
+
+
 def text(content: str) -> Callable[[Path], object]:
     return lambda folder: (folder / INDEX).write_text(content)
 
@@ -81,44 +100,64 @@ def cut(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
 
 
-def pickled(folder: Path) -> None:
-    np.save(folder / "rows.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+def pickled(file: Path) -> None:
+    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def boast(file: Path) -> None:
+    """Have an array's header say that it is long beyond all memory."""
+    written = np.load(file)
+    with file.open("wb") as opened:
+        shape = (10**12, *written.shape[1:])
+        header = {"descr": np.lib.format.dtype_to_descr(written.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(opened, header)
+        opened.write(written.tobytes())
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
-    **{f"no {name}": (lambda folder, name=name: (folder / name).unlink()) for name in ("inputs.npy", "rows.npy")},  # type: ignore[misc]
+    **{f"no {name}": (lambda folder, name=name: (folder / name).unlink()) for name in ARRAYS},  # type: ignore[misc]
+    **{f"{name} cut off": cut(name) for name in ARRAYS},
+    **{f"empty {name}": content(name, b"") for name in ARRAYS},
+    **{f"{name} is pickled objects": (lambda folder, name=name: pickled(folder / name)) for name in ARRAYS},  # type: ignore[misc]
+    **{f"{name} says it holds more than there is": (lambda folder, name=name: boast(folder / name)) for name in ARRAYS},  # type: ignore[misc]
     "the index is no JSON": text('{"format": 1, "sites":'),
     "the index is no text": lambda folder: (folder / INDEX).write_bytes(b"\xff\xfe\x00"),
     "the index is a list": text("[1]"),
     "the index is a number": text("1"),
     "the index is empty": text(""),
     "no format": rewrite(lambda index: index.pop("format")),
-    "another format": rewrite(lambda index: index.update(format=1)),
-    "no sites": rewrite(lambda index: index.pop("sites")),
-    "sites are a list": rewrite(lambda index: index.update(sites=[1])),
-    "a site is a list": rewrite(lambda index: index["sites"].update(s=[1])),
-    "a range is a number": rewrite(lambda index: index["sites"]["s"].update(a=1)),
-    "a range of three": rewrite(lambda index: index["sites"]["s"].update(a=[0, 1, 2])),
-    "a range of text": rewrite(lambda index: index["sites"]["s"].update(a=["0", "1"])),
-    "a range of fractions": rewrite(lambda index: index["sites"]["s"].update(a=[0.0, 1.0])),
-    "an empty range": rewrite(lambda index: index["sites"]["s"].update(a=[1, 1])),
-    "a range backwards": rewrite(lambda index: index["sites"]["s"].update(a=[2, 1])),
-    "a range before the start": rewrite(lambda index: index["sites"]["s"].update(a=[-1, 1])),
-    "a range beyond the end": rewrite(lambda index: index["sites"]["t"].update(c=[4, 8])),
-    "a row beyond the inputs": array("rows.npy", np.array([5, 0, 3, 1, 2, 2, 6])),
-    "a row before the inputs": array("rows.npy", np.array([5, 0, 3, 1, 2, 2, -1])),
+    "the format before": rewrite(lambda index: index.update(format=2)),
+    "no place of the inputs": rewrite(lambda index: index.pop("inputs")),
+    "the inputs are a number": rewrite(lambda index: index.update(inputs=1)),
+    "names in bytes": array("names.npy", np.array([b"s", b"t"])),
+    "names in two dimensions": array("names.npy", np.array([["s", "t"]])),
+    "names that are not sorted": array("names.npy", np.array(["t", "s"])),
+    "one name twice": array("names.npy", np.array(["s", "s"])),
+    "a site without a name": array("names.npy", np.array(["s"])),
+    "names that are no text": array("names.npy", np.array([2**31, 2**31 + 1], np.uint32).view("U1")),
+    "classes in numbers": array("classes.npy", np.arange(3)),
+    "classes that are not sorted": array("classes.npy", np.array(["a", "c", "b"])),
+    "a class without a name": array("classes.npy", np.array(["a", "b"])),
+    "cells in plain numbers": in_plain_numbers,
+    "a site before the first": cells(site=[-1, 0, 1]),
+    "sites that are not sorted": cells(site=[0, 1, 0]),
+    "a class before the first": cells(**{"class": [-2, 1, 2]}),
+    "a class twice": cells(**{"class": [1, 1, 2]}),
+    "classes of a site that are not sorted": cells(**{"class": [1, 0, 2]}),
+    "an empty class": cells(start=[0, 0, 4]),
+    "a class backwards": cells(start=[0, 5, 4]),
+    "a class before the start": cells(start=[-1, 1, 4]),
+    "an empty class at the end": cells(start=[0, 1, 7]),
+    "a class beyond the end": cells(start=[0, 1, 9]),
+    "a row beyond the inputs": array("rows.npy", np.array([1, 5, 0, 3, 2, 2, 6])),
+    "a row before the inputs": array("rows.npy", np.array([1, 5, 0, 3, 2, 2, -1])),
     "rows in int32": array("rows.npy", np.zeros(7, np.int32)),
     "rows in two dimensions": array("rows.npy", np.zeros((7, 1), np.int64)),
     "inputs in float32": array("inputs.npy", np.zeros((6, 2, 3, 3), np.float32)),
     "inputs in three dimensions": array("inputs.npy", np.zeros((6, 3, 3), np.uint8)),
     "no inputs at all": array("inputs.npy", np.zeros((0, 2, 3, 3), np.uint8)),
-    "inputs cut off": cut("inputs.npy"),
-    "rows cut off": cut("rows.npy"),
-    "empty inputs file": content("inputs.npy", b""),
-    "empty rows file": content("rows.npy", b""),
     "inputs are text": content("inputs.npy", b"not an array"),
     "inputs are pickled objects": content("inputs.npy", b"\x80\x04K\x01."),
-    "rows are pickled objects": pickled,
 }
 
 
@@ -128,6 +167,24 @@ def test_a_damaged_set_is_refused_when_it_is_opened_with_what_to_do(packed: Path
     with pytest.raises(SiteDataError) as raised:
         PackedSet(packed)
     assert str(packed) in str(raised.value) and "make it again" in str(raised.value)
+
+
+def test_a_wrong_row_is_found_wherever_it_lies(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_sets, "AT_ONCE", 2)
+    assert PackedSet(packed).names == ["s", "t"]
+    good = np.load(packed / "rows.npy")
+    for place in range(len(good)):
+        bad = good.copy()
+        bad[place] = 6
+        np.save(packed / "rows.npy", bad)
+        with pytest.raises(SiteDataError, match="does not hold row numbers"):
+            PackedSet(packed)
+
+
+def test_an_older_format_is_refused_with_both_numbers(packed: Path) -> None:
+    rewrite(lambda index: index.update(format=2))(packed)
+    with pytest.raises(SiteDataError, match="its format is 2; this version reads 3"):
+        PackedSet(packed)
 
 
 def test_a_missing_set_is_refused(tmp_path: Path) -> None:
@@ -165,6 +222,21 @@ def test_a_thousand_sites_cost_their_index_only(tmp_path: Path) -> None:
     assert peak < size / 4, f"{peak} bytes were used to open a set of {size}"
 
 
+def test_twenty_thousand_sites_of_twenty_classes_cost_no_memory_for_what_is_not_opened(tmp_path: Path) -> None:
+    sites, members = 20_000, [[row] for row in range(100)]
+    rows = {f"site-{s:05d}": {f"c{c % 100}": members[c % 100] for c in range(s, s + 20)} for s in range(sites)}
+    write_packed(tmp_path / "set", np.zeros((100, 1, 2, 2), np.uint8), rows, {})
+    del rows
+    tracemalloc.start()
+    try:
+        opened = PackedSet(tmp_path / "set")
+        size, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size < 4e6 and peak < 20e6, "some 100 bytes a site; of its cells none"
+    assert opened.site("site-19999").classes() == sorted(f"c{c % 100}" for c in range(19_999, 20_019))
+
+
 # ------------------------------------------------------------------------------------------------- writing
 
 
@@ -180,7 +252,7 @@ def disk_full_at(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     monkeypatch.setattr(np, "save", save)
 
 
-@pytest.mark.parametrize("failing", ["inputs.npy", "rows.npy"])
+@pytest.mark.parametrize("failing", ARRAYS)
 def test_a_set_that_could_not_be_written_is_not_there_at_all(
     tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]], monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -203,7 +275,7 @@ def test_after_a_failed_write_the_same_process_can_try_again(
 
 def test_writing_leaves_nothing_beside_the_set(packed: Path) -> None:
     assert list(packed.parent.iterdir()) == [packed]
-    assert sorted(file.name for file in packed.iterdir()) == ["inputs.npy", "rows.npy", INDEX]
+    assert sorted(file.name for file in packed.iterdir()) == sorted([*ARRAYS, INDEX])
 
 
 def test_a_whole_set_that_is_there_already_is_left_as_it_is(
@@ -222,3 +294,24 @@ def test_other_users_may_read_a_set(packed: Path) -> None:
 def test_rows_may_be_any_whole_numbers(tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     write_packed(tmp_path / "set", inputs, {"s": {"a": np.array([4, 1], np.int16)}}, {})  # type: ignore[dict-item]
     assert tens(PackedSet(tmp_path / "set").site("s").inputs("a", [0, 1])) == [40, 10]
+
+
+def test_a_site_may_be_without_classes_and_names_may_be_any_text(
+    tmp_path: Path, inputs: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
+    rows = {"": {}, "größe 零": {"ß": [1], "": [2]}, "long " * 40: {}, "z\nline": {"😀": [3]}, "zz": {}}
+    write_packed(tmp_path / "set", inputs, rows, {})
+    found = PackedSet(tmp_path / "set")
+    assert found.names == sorted(rows)
+    assert {name: found.site(name).classes() for name in rows} == {name: sorted(own) for name, own in rows.items()}
+    assert tens(found.site("größe 零").inputs("ß", [0])) == [10]
+
+
+def test_numbers_are_standardised_by_the_rows_that_are_named_for_a_site_and_else_by_its_own(tmp_path: Path) -> None:
+    numbers = np.array([[0.0], [2.0], [4.0], [8.0]], np.float32)
+    rows = {"a": {"x": [0], "y": [1]}, "b": {"x": [2, 3]}}
+    write_packed(tmp_path / "set", numbers, rows, {}, {"b": [0, 1], "elsewhere": [3]})
+    found = PackedSet(tmp_path / "set")
+    assert found.names == ["a", "b"] and found.site("b").classes() == ["x"]
+    assert found.site("a").inputs("y", [0]).tolist() == [[1.0]]
+    assert found.site("b").inputs("x", [0, 1]).tolist() == [[3.0], [7.0]]

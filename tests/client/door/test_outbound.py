@@ -583,8 +583,9 @@ def test_the_client_app_returns_nothing_but_what_a_door_let_out() -> None:
 
 
 def test_the_work_in_this_process_ends_at_the_door() -> None:
-    function = functions_of(modules_of_client()["worker/inside.py"])["work_inside"]
-    assert callees_returned(function) == {"leave", "refuse"}
+    functions = functions_of(modules_of_client()["worker/inside.py"])
+    assert callees_returned(functions["work_inside"]) == {"answered"}
+    assert callees_returned(functions["answered"]) == {"leave", "refuse"}
 
 
 def test_of_what_handles_data_or_content_only_the_local_socket_opens_connections() -> None:

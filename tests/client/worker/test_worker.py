@@ -249,6 +249,7 @@ OTHER: dict[str, Value] = {
     "model.normalisation": "batch",
     "inner.optimizer": "adam",
     "inner.augment": "flip",
+    "inner.precision": "bf16",
     "adapt.augment": "flip",
     "outer.optimizer": "adam",
     "outer.average": 0.5,

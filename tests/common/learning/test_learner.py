@@ -15,8 +15,8 @@ from common.errors import SettingsError
 from common.learning.episode import Examples
 from common.learning.heads import LinearHead, PrototypeHead
 from common.learning.learner import Learner, build_learner, trainable_names
-from common.learning.params import Manifest
-from common.learning.reptile import adapt
+from common.learning.params import Manifest, Params, difference
+from common.learning.reptile import adapt, initial_slots
 from common.settings import InnerLoop, ModelSettings, Settings, Value
 
 SIDE, WAY, SHARPNESS = 4, 3, 5.0
@@ -286,6 +286,9 @@ OWN = """
     def without_params(shape):
         return nn.Flatten()
 
+    def of_doubles(shape):
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4)).double()
+
     class Counting(nn.Module):
         def __init__(self, inputs):
             super().__init__()
@@ -448,3 +451,69 @@ def test_what_a_network_drops_while_it_adapts_is_drawn_from_the_generator(own: C
 def test_buffers_stay_as_the_networks_function_built_them(own: Callable[[str], Settings]) -> None:
     learner, _ = build_learner(own("counting"))
     assert learner.network.get_buffer("calls").item() == 0
+
+
+# --- Precision -----------------------------------------------------------------------------------
+
+
+def drawn(settings: Settings) -> Examples:
+    inputs = torch.rand(12, *settings.data.shape, generator=torch.Generator().manual_seed(2))
+    return Examples(inputs, torch.arange(3).repeat(4), 3)
+
+
+@pytest.mark.parametrize("head", ["prototype", "linear"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("network", "kind"), [("omniglot", "image"), ("texture", "image"), ("mlp", "vector")])
+def test_bfloat16_changes_an_update_by_little_and_the_kind_of_no_param(
+    network: str, kind: str, optimizer: str, head: str
+) -> None:
+    changes: dict[str, Value] = {
+        "model.network": network,
+        "model.width": 16,
+        "model.head": head,
+        "data.kind": kind,
+        "inner.optimizer": optimizer,
+        "inner.learning-rate": 0.01,
+        "inner.steps": 2,
+    }
+    updates = []
+    for precision in ("full", "bf16"):
+        settings = Settings.from_flat({**changes, "inner.precision": precision})
+        learner, params = build_learner(settings)
+        draws, slots = torch.Generator().manual_seed(1), initial_slots(params, settings.inner)
+        adapted = adapt(learner, params, drawn(settings), settings.inner, draws, slots)
+        assert {value.dtype for value in (*adapted.params.values(), *adapted.slots.values())} == {torch.float32}
+        cancelled = [name for name in params if name.startswith("conv") and name.endswith("bias")]
+        rest = [value.flatten() for name, value in difference(adapted.params, params).items() if name not in cancelled]
+        updates.append(torch.cat(rest))
+    full, bf16 = updates
+    assert 0 < (bf16 - full).norm() / full.norm() < (0.25 if optimizer == "sgd" else 0.6)
+
+
+@pytest.mark.parametrize(("precision", "inside"), [("full", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_network_alone_computes_in_bfloat16_and_only_while_it_adapts(
+    own: Callable[[str], Settings], precision: str, inside: torch.dtype
+) -> None:
+    learner, params = build_learner(own("with_layer_norm"))
+    seen: list[torch.dtype] = []
+    learner.network.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+
+    class Watched(PrototypeHead):
+        def loss(self, params: Params, embeddings: Tensor, labels: Tensor, way: int) -> Tensor:
+            assert embeddings.dtype == torch.float32
+            loss = super().loss(params, embeddings, labels, way)
+            assert loss.dtype == (embeddings @ embeddings.T).dtype == torch.float32
+            return loss
+
+    learner.head = Watched(5.0)
+    adapt(learner, params, float_support(), InnerLoop(steps=1, precision=precision), torch.Generator())
+    assert seen == [inside]
+    assert learner.log_probs(params, float_support(), pictures(2, 1).float()).dtype == torch.float32
+    assert set(seen[1:]) == {torch.float32}
+
+
+def test_a_network_of_doubles_is_refused_for_bfloat16(own: Callable[[str], Settings]) -> None:
+    settings = own("of_doubles")
+    build_learner(settings)
+    with pytest.raises(SettingsError, match=r"inner\.precision.*learners_own:of_doubles.*torch\.float64"):
+        build_learner(settings.with_values({"inner.precision": "bf16"}))

@@ -271,7 +271,7 @@ class FixedGradient(Learner):
         super().__init__(nn.Flatten(), LinearHead(), ModelSettings(), 1, False)
         self.gradients = iter(gradients)
 
-    def loss(self, params: Params, examples: Examples) -> Tensor:
+    def loss(self, params: Params, examples: Examples, precision: str = "full", checkpointing: bool = False) -> Tensor:
         return (params["w"] * torch.tensor(next(self.gradients), dtype=torch.float64)).sum()
 
 
@@ -408,7 +408,9 @@ def test_a_param_that_the_loss_does_not_use_stays() -> None:
 def test_gradients_go_through_one_step_at_a_time() -> None:
     # First order: with the loss w^2 / 2 each step multiplies by 1 - rate, and no graph grows over the steps.
     class Bowl(Learner):
-        def loss(self, params: Params, examples: Examples) -> Tensor:
+        def loss(
+            self, params: Params, examples: Examples, precision: str = "full", checkpointing: bool = False
+        ) -> Tensor:
             assert params["w"].is_leaf
             return params["w"].square().sum() / 2
 
@@ -494,7 +496,7 @@ class Recording(Learner):
         super().__init__(nn.Flatten(), head, ModelSettings(), 1, False)
         self.seen: list[Examples] = []
 
-    def loss(self, params: Params, examples: Examples) -> Tensor:
+    def loss(self, params: Params, examples: Examples, precision: str = "full", checkpointing: bool = False) -> Tensor:
         self.seen.append(examples)
         return params["w"].sum()
 
