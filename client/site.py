@@ -25,7 +25,7 @@ from common.errors import SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, all_of, sample_episode
 from common.learning.heads import class_sums
 from common.learning.judge import Judgement, judge, summary
-from common.learning.params import Manifest, on_device
+from common.learning.params import Manifest, Params, on_device
 from common.learning.reptile import Adapted, adapt
 from common.learning.threads import threads
 from common.messages import (
@@ -109,8 +109,8 @@ class Site:
 
     def reply(self, work: Work, adapted: Adapted) -> Update:
         """Pack what the adaptation changed, with the figures that may be reported."""
-        delta = self.plan.update.pack(adapted.params).sub_(self.plan.update.pack(work.params))
-        slots = self.plan.slots.pack(adapted.slots).sub_(self.plan.slots.pack(work.slots))
+        delta = self.plan.update.pack(adapted.params).sub_(self._packed(self.plan.update, work.params))
+        slots = self.plan.slots.pack(adapted.slots).sub_(self._packed(self.plan.slots, work.slots))
         scalars = {
             "num-examples": float(len(work.episode.support)),
             "inner-steps": float(work.inner.steps),
@@ -210,6 +210,10 @@ class Site:
     def _unpacked(self, layout: Manifest, flat: Flat) -> dict[str, Tensor]:
         """Return what lies in a received array, by name, on the site's device; the array itself is not writable."""
         return on_device(layout.unpack(torch.from_numpy(flat.copy())), self.site.device)
+
+    def _packed(self, layout: Manifest, params: Params) -> Tensor:
+        """Return what a site was sent as it lies in an update."""
+        return layout.pack(params)
 
     def _judged(self, work: Work, number: int = 0) -> Judgement:
         """Judge the adaptation that users get ([adapt]), which need not be the one that rounds learn with."""

@@ -14,6 +14,7 @@ from server.app import app as server_app
 from server.launch import run_simulation
 from simulations.batched.choice import Resources, choose
 from simulations.batched.grid import BatchedGrid
+from simulations.batched.memory import keep_freed_memory
 from simulations.batched.sites import Sites
 from simulations.batched.workers import OwnProcess, Staff, Workers
 from simulations.grid import NOTHING, SERVER_NODE, InProcessGrid
@@ -30,11 +31,12 @@ def batched(
     settings: Settings, nodes: int, node_config: Mapping[str, Value] = NOTHING, resources: Resources = ALL
 ) -> None:
     """Run many sites at a time: in worker processes on a processor, stacked on a GPU."""
+    keep_freed_memory()
     choice = choose(settings, nodes, node_config, resources)
     own = {**node_config, "site-device": choice.device}
     staff: Staff
     if choice.workers:
-        staff = Workers(choice.workers, settings, own, resources.data_megabytes * 1_000_000)
+        staff = Workers(choice.workers, settings, own, resources.data_megabytes * 1_000_000, choice.together)
     else:
         staff = OwnProcess(Sites(settings, own, resources.data_megabytes * 1_000_000))
     try:

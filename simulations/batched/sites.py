@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar, cast
 
 from flwr.app import Error, RecordDict
 from torch import Tensor
@@ -13,18 +14,19 @@ from client.settings import SiteSettings, parse_node_config
 from client.site import Site, Work
 from client.worker.inside import answered
 from client.worker.work import work
-from common.learning.params import Manifest
+from common.learning.params import Manifest, Params
 from common.learning.reptile import Adapted
 from common.learning.threads import threads
 from common.messages import Flat, Request, Update, decode_request
 from common.paths import default_sites
 from common.settings import Settings, Value
 from common.trust.seals import unsealed
-from simulations.batched.many import adapt_many, adapt_one
+from simulations.batched.many import adapt_many
 
+Made = TypeVar("Made")
 TRAIN = "train"
-PARTS = 2
-"""Arrays of a request: params and slots."""
+PARTS = 4
+"""Params and slots of a request, unpacked and packed again."""
 MOST_OPEN = 1024
 """Sites that stay open, whatever memory their data take."""
 
@@ -38,26 +40,26 @@ class FastSite(Site):
         self._sent = sent
 
     def _unpacked(self, layout: Manifest, flat: Flat) -> dict[str, Tensor]:
-        return self._sent.unpacked(flat, lambda: super(FastSite, self)._unpacked(layout, flat))
+        return self._sent.made(flat, lambda: super(FastSite, self)._unpacked(layout, flat))
 
-    def adapt(self, work: Work) -> Adapted:
-        with threads(self.site.threads):
-            return adapt_one(work)
+    def _packed(self, layout: Manifest, params: Params) -> Tensor:
+        return self._sent.made(params, lambda: super(FastSite, self)._packed(layout, params))
 
 
 class Sent:
-    """The arrays of the last request, unpacked once for all sites: no site changes them."""
+    """What was made of the last request's arrays, once for all sites. No site changes it."""
 
     def __init__(self) -> None:
-        self._last: dict[int, tuple[Flat, dict[str, Tensor]]] = {}
+        self._made: OrderedDict[int, tuple[object, object]] = OrderedDict()
 
-    def unpacked(self, flat: Flat, unpack: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        found = self._last.get(id(flat))
+    def made(self, source: object, make: Callable[[], Made]) -> Made:
+        """Return what is made of an array or of params, of each in one way only."""
+        found = self._made.get(id(source))
         if found is None:
-            found = self._last[id(flat)] = flat, unpack()
-            while len(self._last) > PARTS:
-                self._last.pop(next(iter(self._last)))
-        return found[1]
+            found = self._made[id(source)] = source, make()
+            while len(self._made) > PARTS:
+                self._made.popitem(last=False)
+        return cast(Made, found[1])
 
 
 class Sites:
@@ -76,6 +78,8 @@ class Sites:
         self._node_config = {**node_config, "site-data": str(path)}
         self._open: OrderedDict[int, tuple[SiteSettings, Site]] = OrderedDict()
         self._sent = Sent()
+        self._read: dict[int, int] = {}
+        """Position -> bytes of what an open site has read, of those that have read any."""
         self._asked: tuple[RecordDict, Request] | None = None
 
     @property
@@ -92,7 +96,7 @@ class Sites:
                 answered(partial(self._opened, position), kind, lambda site: work(site, kind, unsealed(content)))
                 for position in positions
             ]
-        self._close()
+        self._close(positions)
         return answers
 
     def _trained(self, content: RecordDict, positions: Sequence[int]) -> list[RecordDict | Error]:
@@ -134,8 +138,10 @@ class Sites:
         self._open.move_to_end(position)
         return found
 
-    def _close(self) -> None:
-        taken = sum(site.data_bytes for _, site in self._open.values())
-        while self._open and (len(self._open) > MOST_OPEN or taken > self._data_bytes):
-            _, (_, site) = self._open.popitem(last=False)
-            taken -= site.data_bytes
+    def _close(self, positions: Sequence[int]) -> None:
+        """Close those that were not asked for longest, if sites have read too much; some have just been asked."""
+        for position in positions:
+            if position in self._open and (size := self._open[position][1].data_bytes):
+                self._read[position] = size
+        while self._open and (len(self._open) > MOST_OPEN or sum(self._read.values()) > self._data_bytes):
+            self._read.pop(self._open.popitem(last=False)[0], None)

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
+import numpy as np
 import torch
 from flwr.app import Error, RecordDict
 
+from common.plan import plan_for
 from common.settings import Settings, Value
+from simulations.batched.memory import keep_freed_memory
+from simulations.batched.shelf import Answers, Left, Shelf
 from simulations.batched.sites import Sites
 
 log = logging.getLogger("fedreptile.simulations")
@@ -28,9 +32,12 @@ AHEAD = 2
 """Tasks for each worker that are handed out beforehand, so that it never waits."""
 MOST_DEATHS = 2
 """Workers that may die over one site."""
+HEADERS = 1024
+"""Bytes that the arrays of an update have beside their numbers, at most."""
 DIED = Error(2, "the worker process died over it")
 
-Answers = list[RecordDict | Error]
+LARGEST_SHELF = 256_000_000
+"""Bytes. Larger models pass through a pipe, which their adaptation makes small."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +93,15 @@ class OwnProcess:
 class Workers:
     """Tasks are done by ``count`` processes of one thread each."""
 
-    def __init__(self, count: int, settings: Settings, node_config: Mapping[str, Value], data_bytes: int) -> None:
+    def __init__(
+        self, count: int, settings: Settings, node_config: Mapping[str, Value], data_bytes: int, together: int
+    ) -> None:
         self.hands = count
-        self._begun_with = (settings, dict(node_config), data_bytes // count)
         self._waiting: deque[Task] = deque()
-        self._running: deque[tuple[Task, Future[Answers]]] = deque()
+        self._running: deque[tuple[Task, int, Future[tuple[Answers, Left]]]] = deque()
+        """Tasks, places on the shelf, answers to come."""
+        self._shelf = _shelf(settings, together, AHEAD * count)
+        self._begun_with = (settings, dict(node_config), data_bytes // count, self._shelf)
         self._others = set(multiprocessing.active_children())
         self._pool = self._started()
 
@@ -106,8 +117,9 @@ class Workers:
         self._hand_out()
         while self._running:
             try:
-                answers = self._running[0][1].result()
+                answers, left = self._running[0][2].result()
                 self._running.popleft()
+                answers = self._shelf.take(answers, left) if self._shelf else answers
             except BrokenProcessPool:
                 answers = self._replaced()
             self._hand_out()
@@ -129,18 +141,19 @@ class Workers:
         while self._waiting and len(self._running) < AHEAD * self.hands:
             if self._running and (self._waiting[0].alone or self._running[-1][0].alone):
                 return
+            place = min(set(range(AHEAD * self.hands)) - {place for _, place, _ in self._running})
             try:
-                future = self._pool.submit(_answer, self._waiting[0])
+                future = self._pool.submit(_answer, self._waiting[0], place)
             except BrokenProcessPool:  # a worker died
                 if self._running:
                     return
                 self._pool = self._started()
             else:
-                self._running.append((self._waiting.popleft(), future))
+                self._running.append((self._waiting.popleft(), place, future))
 
     def _replaced(self) -> Answers:
         """Start new processes, with what was at work first; return the error of a site over which too many died."""
-        tasks = [task for task, _ in self._running]
+        tasks = [task for task, _, _ in self._running]
         self._running.clear()
         self._pool.shutdown(wait=False)
         self._pool = self._started()
@@ -159,16 +172,27 @@ class Workers:
         return []
 
 
+def _shelf(settings: Settings, together: int, places: int) -> Shelf | None:
+    """Return a shelf for the updates of so many sites at each place; None if it would be too large, or cannot be shared
+    with processes that are no forks."""
+    plan = plan_for(settings)
+    bytes_a_site = (plan.update.size + plan.slots.size) * np.dtype(plan.update.dtype).itemsize + HEADERS
+    size = together * bytes_a_site
+    return Shelf(places, size) if START == "fork" and places * size <= LARGEST_SHELF else None
+
+
 _sites: Sites
+_own_shelf: Shelf | None
 """In a worker."""
 
 
-def _begin(settings: Settings, node_config: Mapping[str, Value], data_bytes: int) -> None:
-    global _sites  # noqa: PLW0603 - a worker has it from its start
+def _begin(settings: Settings, node_config: Mapping[str, Value], data_bytes: int, shelf: Shelf | None) -> None:
+    global _sites, _own_shelf
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _sites = Sites(settings, node_config, data_bytes)
+    keep_freed_memory()
+    _sites, _own_shelf = Sites(settings, node_config, data_bytes), shelf
 
 
 def _end_with_parent() -> None:
@@ -178,5 +202,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _answer(task: Task) -> Answers:
-    return _sites.answer(task.kind, task.content, task.positions)
+def _answer(task: Task, place: int) -> tuple[Answers, Left]:
+    answers = _sites.answer(task.kind, task.content, task.positions)
+    return _own_shelf.put(place, answers) if _own_shelf else (answers, [])

@@ -175,13 +175,14 @@ def test_workers_that_die_while_idle_are_replaced(digit_sites: Path, tmp_path: P
         1, plan_for(settings).params.pack(plan_for(settings).initial).numpy(), torch.zeros(0).numpy(), False
     )
     content = encode_request(request, plan_for(settings).agreed.digest)
-    staff = workers_module.Workers(1, settings, {}, 1_000_000)
+    staff = workers_module.Workers(1, settings, {}, 1_000_000, 2)
     try:
         for _ in range(2):
             staff.add([workers_module.Task("train", content, [0, 1])])
             answers = staff.next()
             assert [type(answer) for answer in answers] == [RecordDict, RecordDict]
-            [os.kill(process.pid, signal.SIGKILL) for process in staff.processes()]
+            for process in staff.processes():
+                process.kill()
             time.sleep(0.2)
     finally:
         staff.close()
