@@ -42,6 +42,8 @@ federations: $(VENV)/.ready-to-run
 	done
 
 bench: $(VENV)/.ready-to-run
+	$(BIN)/python -m simulations.benchmarks.engines --sites 10,100
+	$(BIN)/python -m simulations.benchmarks.big_model
 	$(BIN)/python -m simulations.benchmarks.federation
 	$(BIN)/python -m simulations.benchmarks.reading
 	$(BIN)/python -m simulations.benchmarks.deployment

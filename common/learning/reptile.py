@@ -169,11 +169,11 @@ def batches(support: Examples, inner: InnerLoop, balanced: bool, generator: torc
     for _ in range(inner.steps):
         while len(queue) < size:
             queue += _one_pass(support.labels, balanced, generator)
-        rows, queue = queue[:size], queue[size:]
-        inputs = support.inputs[torch.tensor(rows)]
+        rows, queue = torch.tensor(queue[:size], device=support.labels.device), queue[size:]
+        inputs = support.inputs.index_select(0, rows)
         if inner.augment != "none":
             inputs = augment(inputs, inner.augment, generator)
-        yield Examples(inputs, support.labels[torch.tensor(rows)], support.way)
+        yield Examples(inputs, support.labels.index_select(0, rows), support.way)
 
 
 def _one_pass(labels: Tensor, balanced: bool, generator: torch.Generator) -> list[int]:

@@ -3,7 +3,8 @@
 Channels lie last: an activation is rows [n, channels], a row for each input or each place in an image.
 """
 
-from typing import Protocol
+from functools import cache
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,16 +16,20 @@ SIDE, STRIDE = 3, 2
 """Of convolutions, whose padding is TensorFlow's 'SAME': an even side at its end only."""
 
 
-class Layer(Protocol):
-    """A step of the forward pass, and back."""
+class Place(Protocol):
+    """Where a layer leaves its outputs: the next layer, or what comes after the last."""
 
     inputs: Tensor
-    """What the layer before writes."""
-    d_inputs: Tensor
-    """The loss's gradient with respect to it, once ``backward`` was called."""
 
-    def forward(self, outputs: Tensor) -> None:
-        """Write what the inputs become."""
+
+class Layer(Place, Protocol):
+    """A step of the forward pass, and back."""
+
+    d_inputs: Tensor
+    """The loss's gradient with respect to ``inputs``, once ``backward`` was called."""
+
+    def forward(self, following: Place) -> None:
+        """Leave what the inputs become."""
 
     def backward(self, d_outputs: Tensor) -> None:
         """Take the gradients of the layer's params and, if one is wanted, of its inputs."""
@@ -33,7 +38,7 @@ class Layer(Protocol):
 class Weights:
     """Values by name that lie one after another in one array, those named first before all others.
 
-    Kernels [out, in, 3, 3] lie as [3, 3, in, out].
+    Kernels [out, in, 3, 3] lie as [out, 3, 3, in].
     """
 
     def __init__(self, like: Params, first: tuple[str, ...]) -> None:
@@ -64,12 +69,12 @@ def _lain(part: Tensor, like: Tensor) -> Tensor:
     if like.dim() != 4:
         return part.view(like.shape)
     outputs, inputs, height, width = like.shape
-    return part.view(height, width, inputs, outputs).permute(3, 2, 0, 1)
+    return part.view(outputs, height, width, inputs).permute(0, 3, 1, 2)
 
 
 def matrix(kernel: Tensor) -> Tensor:
-    """Return a kernel that lies as [3, 3, in, out] as [9 * in, out]."""
-    return kernel.permute(2, 3, 1, 0).flatten(0, 2)
+    """Return a kernel that lies as [out, 3, 3, in] as [out, 9 * in]."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
 
 
 class Convolution:
@@ -93,34 +98,29 @@ class Convolution:
         self._patches = padded.as_strided((*self.size, SIDE, SIDE, channels), strides)
         self._gathered = kernel.new_empty(self._patches.shape)
         self._rows = self._gathered.view(-1, SIDE * SIDE * channels)
-        self._additions: list[tuple[Tensor, Tensor]] = []
-        self.d_inputs = kernel.new_empty(0)
-        if first:
-            return
-        d_gathered = kernel.new_empty(self._patches.shape)
-        self._d_rows = d_gathered.view(self._rows.shape)
-        d_places = kernel.new_empty(count, down, STRIDE, right, STRIDE, channels)
-        self.d_inputs = d_places.view(count, STRIDE * down, STRIDE * right, channels)[inside]
-        # Rows, columns and channels of patches, beside the places that they come from.
-        d_patches = d_gathered.transpose(2, 3)
-        self._own = (d_places, d_patches[:, :, :STRIDE, :, :STRIDE])
-        self._additions = [
-            (d_places[:, 1:, 0], d_patches[:, :-1, STRIDE, :, :STRIDE]),
-            (d_places[:, :, :, 1:, 0], d_patches[:, :, :STRIDE, :-1, STRIDE]),
-            (d_places[:, 1:, 0, 1:, 0], d_patches[:, :-1, STRIDE, :-1, STRIDE]),
-        ]
+        self.d_inputs, self._d_places = kernel.new_empty(0), None
+        if not first:
+            self._d_places = kernel.new_empty(count, down, STRIDE, right, STRIDE, channels)
+            self.d_inputs = self._d_places.view(count, STRIDE * down, STRIDE * right, channels)[inside]
 
-    def forward(self, outputs: Tensor) -> None:
+    def forward(self, following: Place) -> None:
         self._gathered.copy_(self._patches)
-        torch.mm(self._rows, self._kernel, out=outputs)
+        following.inputs = product(self._rows, self._kernel.T, following.inputs)
 
     def backward(self, d_outputs: Tensor) -> None:
-        torch.mm(self._rows.T, d_outputs, out=self._d_kernel)
-        if self._additions:
-            torch.mm(d_outputs, self._kernel.T, out=self._d_rows)
-            self._own[0].copy_(self._own[1])
-            for places, shared in self._additions:
-                places.add_(shared)
+        if self._rows.shape[1] < d_outputs.shape[1]:
+            self._d_kernel.copy_(product(self._rows.T, d_outputs).T)
+        else:
+            self._d_kernel.copy_(product(d_outputs.T, self._rows))
+        if self._d_places is None:
+            return
+        # Rows, columns and channels of patches, beside the places that they come from.
+        patches = product(d_outputs, self._kernel).view(self._gathered.shape).transpose(2, 3)
+        places = self._d_places
+        places.copy_(patches[:, :, :STRIDE, :, :STRIDE])
+        places[:, 1:, 0].add_(patches[:, :-1, STRIDE, :, :STRIDE])
+        places[:, :, :, 1:, 0].add_(patches[:, :, :STRIDE, :-1, STRIDE])
+        places[:, 1:, 0, 1:, 0].add_(patches[:, :-1, STRIDE, :-1, STRIDE])
 
 
 class Linear:
@@ -128,20 +128,20 @@ class Linear:
 
     def __init__(self, rows: int, weight: Tensor, d_weight: Tensor, biases: tuple[Tensor, Tensor] | None, first: bool):
         self._weight, self._d_weight, self._biases, self._first = weight, d_weight, biases, first
-        self.inputs, self.d_inputs = (weight.new_empty(rows, weight.shape[1]) for _ in range(2))
+        self.inputs = weight.new_empty(rows, weight.shape[1])
+        self.d_inputs = weight.new_empty(0)
 
-    def forward(self, outputs: Tensor) -> None:
-        if self._biases is None:
-            torch.mm(self.inputs, self._weight.T, out=outputs)
-        else:
-            torch.addmm(self._biases[0], self.inputs, self._weight.T, out=outputs)
+    def forward(self, following: Place) -> None:
+        following.inputs = product(self.inputs, self._weight.T, following.inputs)
+        if self._biases is not None:
+            following.inputs += self._biases[0]
 
     def backward(self, d_outputs: Tensor) -> None:
         torch.mm(d_outputs.T, self.inputs, out=self._d_weight)
         if self._biases is not None:
             torch.sum(d_outputs, 0, out=self._biases[1])
         if not self._first:
-            torch.mm(d_outputs, self._weight, out=self.d_inputs)
+            self.d_inputs = product(d_outputs, self._weight)
 
 
 class Normalisation:
@@ -156,7 +156,8 @@ class Normalisation:
         self._normalised, self._d_normalised, self.d_inputs = (torch.empty_like(self.inputs) for _ in range(3))
         self._mean, self._scale = torch.empty_like(self._weight), torch.empty_like(self._weight)
 
-    def forward(self, outputs: Tensor) -> None:
+    def forward(self, following: Place) -> None:
+        outputs = following.inputs
         measured = (self._normalised, self._mean, self._scale)
         ATEN.native_batch_norm.out(
             self.inputs, self._weight, self._bias, None, None, True, 0.0, self._epsilon,
@@ -182,3 +183,30 @@ class Normalisation:
         )  # fmt: skip
         self._d_weight.copy_(d_weight)
         self._d_bias.copy_(d_bias)
+
+
+LEAST_INNER, LEAST_SUMS = 32, 1 << 19
+"""Products with as many terms a sum, and as many multiplications, are oneDNN's: of smaller ones the call costs more."""
+
+
+def product(left: Tensor, right: Tensor, room: Tensor | None = None) -> Tensor:
+    """Return the matrix product [n, m] of [n, k] and [k, m], perhaps in ``room``, by whichever library is fast on it.
+
+    ``torch.mm`` is MKL's in float32, which uses half of what some processors can do (AVX-512 on AMD's); oneDNN, which
+    torch takes for convolutions, uses all of it.
+    """
+    rows, inner = left.shape
+    large = inner >= LEAST_INNER and rows * inner * right.shape[1] >= LEAST_SUMS
+    if large and left.dtype == torch.float32 and has_onednn():
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], ""))
+    return torch.mm(left, right, out=room)
+
+
+@cache
+def has_onednn() -> bool:
+    """Return whether torch can multiply matrices by oneDNN: an operation of its own, which only its compiler calls."""
+    try:
+        one = torch.ones(2, 2)
+        return bool((torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "") == 2).all())
+    except (AttributeError, RuntimeError):
+        return False

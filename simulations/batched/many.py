@@ -2,8 +2,14 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from client.site import Work
+from common.learning.episode import Examples
+from common.learning.learner import Learner
+from common.learning.params import Params
 from common.learning.reptile import Adapted, adapt
+from common.settings import InnerLoop
 from simulations.batched.scheduled import adapt_scheduled, can_schedule
 from simulations.batched.stacked import STEPS, adapt_stacked, can_stack
 
@@ -22,9 +28,21 @@ def adapt_many(works: Sequence[Work]) -> list[Adapted]:
 
 
 def adapt_one(work: Work) -> Adapted:
-    """Adapt one site, by layers that are written out if its network is one of those."""
-    run = adapt_scheduled if can_schedule(work.plan.learner, work.params, work.episode.support, work.inner) else adapt
-    return run(work.plan.learner, work.params, work.episode.support, work.inner, work.generator, work.slots)
+    """Adapt one site."""
+    return adapt_fast(work.plan.learner, work.params, work.episode.support, work.inner, work.generator, work.slots)
+
+
+def adapt_fast(
+    learner: Learner,
+    params: Params,
+    support: Examples,
+    inner: InnerLoop,
+    generator: torch.Generator,
+    slots: Params | None = None,
+) -> Adapted:
+    """Do what ``adapt`` does: by layers that are written out if the network is one of those, else by ``adapt``."""
+    run = adapt_scheduled if can_schedule(learner, params, support, inner) else adapt
+    return run(learner, params, support, inner, generator, slots)
 
 
 def _alike(works: Sequence[Work]) -> list[list[int]]:

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from common.learning.episode import Examples
 from common.learning.heads import LinearHead, PrototypeHead, memberships, squared_distances
@@ -22,7 +21,8 @@ from common.learning.reptile import ADAM_BETA2, ADAM_EPSILON, Adapted, batches
 from common.learning.texture import AT_ONCE, TextureNetwork, statistics_of
 from common.seeds import next_seed
 from common.settings import InnerLoop
-from simulations.batched.layers import Convolution, Layer, Linear, Normalisation, Weights
+from simulations.batched.layers import Convolution, Layer, Linear, Normalisation, Place, Weights
+from simulations.batched.memory import keep_freed_memory
 
 NONE: Params = {}
 SCHEDULES = 16
@@ -90,6 +90,7 @@ class Schedule:
     """Gradients of a learner's loss on batches of one size [n, *shape], into memory that they use again and again."""
 
     def __init__(self, learner: Learner, like: Params, trained: tuple[str, ...], batch: tuple[int, ...]) -> None:
+        keep_freed_memory()
         self.values, self.gradients, self.moments = (Weights(like, trained) for _ in range(3))
         self._first_moments = torch.zeros_like(self.values.first)
         self._trained = trained
@@ -97,9 +98,9 @@ class Schedule:
         self._learner = learner
         build = _LAYERS[type(learner.network)]
         self._layers, shape = build(self, learner.network, batch)
-        dtype = self.values.first.dtype
-        self._embeddings, self._d_embeddings = (torch.empty(batch[0], learner.embedding, dtype=dtype) for _ in range(2))
-        self._outputs, self._d_outputs = (_seen_as(e, shape) for e in (self._embeddings, self._d_embeddings))
+        self._end = Embeddings(self.values.first.new_empty(batch[0], learner.embedding), shape)
+        following: list[Place] = [*self._layers[1:], self._end]
+        self._passes = list(zip(self._layers, following, strict=True))
 
     def begin(self, params: Params, slots: Params) -> Tensor:
         """Start from params and slots; return the count of steps before [1].
@@ -120,17 +121,15 @@ class Schedule:
         """Take the gradients of the loss on a batch, which then lie in ``gradients``."""
         first = self._layers[0].inputs
         first.copy_(inputs.permute(0, 2, 3, 1) if inputs.dim() == 4 else inputs)
-        ends = [layer.inputs for layer in self._layers[1:]]
-        for layer, outputs in zip(self._layers, [*ends, self._outputs], strict=True):
-            layer.forward(outputs)
-        self._d_embeddings.copy_(self._d_loss(labels, way))
-        d_outputs = self._d_outputs
+        for layer, following in self._passes:
+            layer.forward(following)
+        d_outputs = self._end.laid(self._d_loss(self._end.rows, labels, way))
         for layer in reversed(self._layers):
             layer.backward(d_outputs)
             d_outputs = layer.d_inputs
 
     def step(self, inner: InnerLoop, steps: Tensor) -> None:
-        """Change the values as ``inner_step`` does, with torch's Adam in one pass; ``steps`` [1] counts on.
+        """Change the values as ``inner_step`` does, with torch's own Adam, in one pass; ``steps`` [1] counts on.
 
         What divides the gradient there is sqrt(moment / correction) + epsilon, here sqrt(moment) + epsilon.
         """
@@ -139,14 +138,13 @@ class Schedule:
             values.sub_(gradients, alpha=inner.learning_rate)
             return
         correction = 1 - ADAM_BETA2 ** (float(steps) + 1)
-        adam(
+        torch._fused_adam_(
             [values],
             [gradients],
             [self._first_moments],
             [moments],
             [],
-            [steps],
-            fused=True,
+            [steps.add_(1)],
             amsgrad=False,
             beta1=0.0,
             beta2=ADAM_BETA2,
@@ -156,18 +154,20 @@ class Schedule:
             maximize=False,
         )
 
-    def _d_loss(self, labels: Tensor, way: int) -> Tensor:
-        """Return the gradient of the head's loss by the embeddings [n, d]; the head's own goes into ``gradients``."""
+    def _d_loss(self, embeddings: Tensor, labels: Tensor, way: int) -> Tensor:
+        """Return the gradient of the head's loss by the embeddings [n, d]; the head's own go into ``gradients``."""
         head = self._learner.head
         if isinstance(head, PrototypeHead):
-            return _d_prototype_loss(head.sharpness, self._embeddings, labels, way)
+            return _d_prototype_loss(head.sharpness, embeddings, labels, way)
         weight, bias = self.values["head.weight"][:way], self.values["head.bias"][:way]
-        d_logits = torch.addmm(bias, self._embeddings, weight.T).softmax(1)
+        d_weight, d_bias = self.gradients["head.weight"], self.gradients["head.bias"]
+        if way < len(d_bias):  # the other classes have no gradient
+            d_weight.zero_()
+            d_bias.zero_()
+        d_logits = torch.addmm(bias, embeddings, weight.T).softmax(1)
         d_logits.sub_(memberships(labels, way).to(d_logits.dtype)).div_(len(labels))
-        torch.mm(d_logits.T, self._embeddings, out=self.gradients["head.weight"][:way])
-        torch.sum(d_logits, 0, out=self.gradients["head.bias"][:way])
-        self.gradients["head.weight"][way:].zero_()
-        self.gradients["head.bias"][way:].zero_()
+        torch.mm(d_logits.T, embeddings, out=d_weight[:way])
+        torch.sum(d_logits, 0, out=d_bias[:way])
         return d_logits @ weight
 
 
@@ -199,9 +199,21 @@ def _schedule(
     return Schedule(learner, {name: torch.empty(size, dtype=dtype) for name, size in sizes}, trained, batch)
 
 
-def _seen_as(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return rows [n, c * h * w], as a network flattens images, with channels last: [n, h, w, c]."""
-    return rows.view(len(rows), *shape).permute(0, 2, 3, 1) if len(shape) == 3 else rows
+class Embeddings:
+    """What comes after the last layer: embeddings [n, d], which a network flattens from images with channels first."""
+
+    def __init__(self, rows: Tensor, shape: tuple[int, ...]) -> None:
+        """``shape``: [c, h, w] of one image; empty if the last layer leaves rows."""
+        self._rows, self._shape = rows, shape
+        self.inputs = self.laid(rows)
+
+    @property
+    def rows(self) -> Tensor:
+        return self._rows if self._shape else self.inputs
+
+    def laid(self, rows: Tensor) -> Tensor:
+        """Return rows [n, d] as the last layer has them, with channels last."""
+        return rows.view(len(rows), *self._shape).permute(0, 2, 3, 1) if self._shape else rows
 
 
 Built = tuple[list[Layer], tuple[int, ...]]

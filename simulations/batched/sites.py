@@ -1,7 +1,9 @@
 """What the sites of a simulation answer, many at a time: in this process or in a worker's."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -100,7 +102,8 @@ class Sites:
         return answers
 
     def _trained(self, content: RecordDict, positions: Sequence[int]) -> list[RecordDict | Error]:
-        """Prepare all, adapt all at once, reply for each."""
+        """Prepare all, adapt all at once, reply for each; each is said to have taken its share of the time."""
+        began = time.monotonic()
         works = {position: self._prepared(content, position) for position in positions}
         ready = {position: found for position, found in works.items() if isinstance(found, Work)}
         adapted: dict[int, Adapted] = {}
@@ -117,7 +120,9 @@ class Sites:
                 raise found
             if position not in adapted:
                 found = site.prepare(found.request)
-            return site.reply(found, adapted[position] if adapted else site.adapt(found)), found.request.round
+            done = adapted[position] if adapted else site.adapt(found)
+            share = (time.monotonic() - began) / len(positions)
+            return site.reply(replace(found, began=time.monotonic() - share), done), found.request.round
 
         return [answered(partial(self._opened, position), TRAIN, partial(replied, position)) for position in positions]
 

@@ -20,7 +20,6 @@ from flwr.app import Error, RecordDict
 
 from common.plan import plan_for
 from common.settings import Settings, Value
-from simulations.batched.memory import keep_freed_memory
 from simulations.batched.shelf import Answers, Left, Shelf
 from simulations.batched.sites import Sites
 
@@ -191,7 +190,6 @@ def _begin(settings: Settings, node_config: Mapping[str, Value], data_bytes: int
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    keep_freed_memory()
     _sites, _own_shelf = Sites(settings, node_config, data_bytes), shelf
 
 

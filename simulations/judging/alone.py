@@ -14,11 +14,11 @@ from client.data.sites import open_site_data
 from common.checkpoint import read_tensors
 from common.learning.episode import Examples
 from common.learning.params import Params
-from common.learning.reptile import adapt
 from common.learning.threads import threads
 from common.paths import write_atomically
 from common.plan import Plan
 from common.settings import Settings, flatten
+from simulations.batched.many import adapt_fast
 from simulations.reference import centralised_reptile
 
 FOLDER = "alone"
@@ -61,4 +61,4 @@ class Alone:
         """Return the params that the site predicts with: adapted like the federation's, or learned from the support."""
         start = self._trained.get(site, plan.initial)
         inner = plan.settings.adaptation if site in self._trained else replace(plan.settings.inner, steps=self._steps)
-        return {**start, **adapt(plan.learner, start, support, inner, generator, plan.initial_slots).params}
+        return {**start, **adapt_fast(plan.learner, start, support, inner, generator, plan.initial_slots).params}

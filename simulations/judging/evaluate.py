@@ -18,12 +18,12 @@ from common.errors import SettingsError, SiteDataError
 from common.learning.episode import Episode, Examples, SiteData, sample_episode
 from common.learning.judge import Tally, score
 from common.learning.params import Params
-from common.learning.reptile import adapt
 from common.learning.threads import threads
 from common.paths import write_atomically
 from common.plan import Plan, plan_for
 from common.seeds import seed_of
 from common.settings import DataSettings, Value
+from simulations.batched.many import adapt_fast
 from simulations.judging.samples import Sample, column_names, samples_of
 
 SHOWN_EPISODES = 3
@@ -250,7 +250,7 @@ def evaluate(
     with threads(1):
         for number, (site, episode, generator) in enumerate(_episodes(sites, protocol, settings.run.seed)):
             adapted = {**published, **adapt_one(plan, checkpoint, episode, generator)}
-            scratch = adapt(
+            scratch = adapt_fast(
                 plan.learner, plan.initial, episode.support, settings.adaptation, generator, plan.initial_slots
             )
             judged = {"before": published, "after": adapted, "scratch": {**plan.initial, **scratch.params}}
@@ -272,7 +272,7 @@ def evaluate(
 def adapt_one(plan: Plan, checkpoint: Checkpoint, episode: Episode, generator: torch.Generator) -> Params:
     """Adapt the published params to the support set of an episode."""
     state, inner = checkpoint.state, plan.settings.adaptation
-    return adapt(plan.learner, state.published, episode.support, inner, generator, state.slots).params
+    return adapt_fast(plan.learner, state.published, episode.support, inner, generator, state.slots).params
 
 
 def _episodes(sites: JudgedSites, protocol: Protocol, seed: int) -> Iterator[tuple[str, Episode, torch.Generator]]:

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from common.settings import Value
-from simulations.benchmarks.engines.work import OMNIGLOT, Net, batched, one_by_one, works
+from simulations.batched.many import adapt_many
+from simulations.benchmarks.engines.work import OMNIGLOT, Net, one_by_one, works
 
 STACKED = (1, 4, 16, 64, 256, 1024)
 ONE_BY_ONE = 16
@@ -27,10 +28,6 @@ def measure(
     if device == "cuda" and not torch.cuda.is_available():
         console.print(f"GPU: no figure: torch {torch.__version__} finds no CUDA device")
         return {}
-    many = batched()
-    if many is None:
-        console.print("GPU: no figure: adapt_many is not built here")
-        return {}
     name = torch.cuda.get_device_name() if device == "cuda" else device
     table = Table(
         "", "stacked", "sites/s", "to one by one", "peak MB", title=f"Five steps of {net.name} on {name}, {pairs} runs"
@@ -41,7 +38,7 @@ def measure(
     for kind, changes in KINDS.items():
         for count in stacked:
             prepared = works(net.settings.with_values(changes), count, device)
-            rate, memory = _rate(partial(many, prepared), count, pairs, device)
+            rate, memory = _rate(partial(adapt_many, prepared), count, pairs, device)
             found[f"{kind}, {count}"] = rate
             table.add_row(kind, str(count), f"{rate:.0f}", f"{rate / found['one by one']:.1f}x", f"{memory / 1e6:.0f}")
     console.print(table)

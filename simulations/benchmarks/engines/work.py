@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import pairwise
 from statistics import median
 
@@ -19,13 +17,16 @@ from torch.nn.functional import cross_entropy
 
 from client.data.indexed import IndexedData, Standardisation
 from client.settings import SiteSettings
-from client.site import Site, Work
+from client.site import Work
 from common.learning.params import difference
 from common.learning.reptile import Adapted, adapt
 from common.learning.threads import threads
 from common.messages import Request
 from common.plan import plan_for
 from common.settings import Settings, Value
+from simulations.batched.layers import product
+from simulations.batched.many import adapt_many
+from simulations.batched.sites import FastSite, Sent
 from simulations.benchmarks.engines.peers import PEERS, Peer, opened
 
 GEMM_SIZES = (256, 384, 512, 768, 1024)
@@ -115,7 +116,7 @@ Method = Callable[[], Spent]
 """Does as many adaptations as it was made for, and returns what one of them took."""
 
 
-class RandomSite(Site):
+class RandomSite(FastSite):
     """A site with random inputs, as many of each class as an episode takes."""
 
     @cached_property
@@ -136,7 +137,8 @@ def works(settings: Settings, count: int, device: str = "cpu") -> list[Work]:
         for layout, values in ((plan.params, plan.initial), (plan.slots, plan.initial_slots))
     )
     request = Request(1, params, slots, judge=False)
-    return [RandomSite(SiteSettings(f"site {i}", "", device), settings).prepare(request) for i in range(count)]
+    sent = Sent()
+    return [RandomSite(SiteSettings(f"site {i}", "", device), settings, sent).prepare(request) for i in range(count)]
 
 
 def plain_loop(net: Net, prepared: Sequence[Work]) -> list[dict[str, Tensor]]:
@@ -166,38 +168,30 @@ def one_by_one(prepared: Sequence[Work]) -> list[Adapted]:
     ]
 
 
-def batched() -> Callable[[Sequence[Work]], list[Adapted]] | None:
-    """Return ``adapt_many`` where it is built."""
-    if find_spec("simulations.batched.many") is None:
-        return None
-    many: Callable[[Sequence[Work]], list[Adapted]] = import_module("simulations.batched.many").adapt_many
-    return many
-
-
 def gemm_peak(seconds: float = 0.02) -> float:
-    """Return the most float32 operations per CPU second that one thread reaches in square matrix products."""
+    """Return the most float32 operations per CPU second that one thread reaches in square matrix products, by whichever
+    library is the faster one: MKL (``torch.mm``) or oneDNN."""
     best = 0.0
     for size in GEMM_SIZES:
         left, right = torch.rand(size, size), torch.rand(size, size)
-        out = left @ right
         repeats = max(1, round(seconds * 5e10 / (2 * size**3)))
-        began = time.process_time()
-        for _ in range(repeats):
-            torch.mm(left, right, out=out)
-        best = max(best, 2 * size**3 * repeats / (time.process_time() - began))
+        for multiply in (torch.mm, product):
+            multiply(left, right)
+            began = time.process_time()
+            for _ in range(repeats):
+                multiply(left, right)
+            best = max(best, 2 * size**3 * repeats / (time.process_time() - began))
     return best
 
 
 def methods(net: Net, count: int) -> dict[str, Method]:
     """Return what this project and the plain loop do, by name, the baseline first."""
     prepared = works(net.settings, count)
-    found: dict[str, Method] = {
+    return {
         PLAIN: lambda: timed(lambda: plain_loop(net, prepared), count),
         "adapt, one site after another": lambda: timed(lambda: one_by_one(prepared), count),
+        "adapt_many, batched": lambda: timed(lambda: adapt_many(prepared), count),
     }
-    if many := batched():
-        found["adapt_many, batched"] = lambda: timed(lambda: many(prepared), count)
-    return found
 
 
 def timed(work: Callable[[], object], count: int) -> Spent:
@@ -261,8 +255,6 @@ def measure(net: Net, pairs: int, count: int, peers: Sequence[str], console: Con
         cells = (f"{row['cpu-ms']:.1f}", f"{row['wall-ms']:.1f}", f"{row['times-plain']:.2f}x", f"{row['of-gemm']:.0%}")
         table.add_row(name, *cells)
     console.print(table)
-    if batched() is None:
-        console.print("adapt_many is not built here: no batched row")
     return {**figures, LIMIT: {"cpu-ms": net.flops() / best * 1e3}}
 
 

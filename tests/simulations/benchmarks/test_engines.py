@@ -156,8 +156,7 @@ def test_processes_of_a_command_are_known_whoever_started_them(tmp_path: Path) -
         time.sleep(0.01)
 
 
-def test_stacked_sites_are_put_beside_one_by_one(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stacked, "batched", lambda: work.one_by_one)
+def test_stacked_sites_are_put_beside_one_by_one(console: Console) -> None:
     found = stacked.measure(1, console, "cpu", (1, 2), work.MLP)
     assert set(found) == {"one by one"} | {f"{kind}, {count}" for kind in stacked.KINDS for count in (1, 2)}
     assert all(rate > 0 for rate in found.values())
