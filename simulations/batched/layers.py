@@ -96,8 +96,14 @@ class Convolution:
         image, row, place, channel = padded.stride()
         strides = (image, STRIDE * row, STRIDE * place, row, place, channel)
         self._patches = padded.as_strided((*self.size, SIDE, SIDE, channels), strides)
+        self._thin = SIDE * SIDE * channels < len(kernel)
+        if self._thin:  # a column of each patch's places beside another is gathered faster, and multiplied as it is
+            self._patches = self._patches.permute(3, 4, 5, 0, 1, 2)
         self._gathered = kernel.new_empty(self._patches.shape)
-        self._rows = self._gathered.view(-1, SIDE * SIDE * channels)
+        self._rows = (
+            self._gathered.flatten(0, 2).flatten(1).T if self._thin else self._gathered.view(-1, SIDE * SIDE * channels)
+        )
+        self._by_patch = (*self.size, SIDE, SIDE, channels)
         self.d_inputs, self._d_places = kernel.new_empty(0), None
         if not first:
             self._d_places = kernel.new_empty(count, down, STRIDE, right, STRIDE, channels)
@@ -108,14 +114,14 @@ class Convolution:
         following.inputs = product(self._rows, self._kernel.T, following.inputs)
 
     def backward(self, d_outputs: Tensor) -> None:
-        if self._rows.shape[1] < d_outputs.shape[1]:
+        if self._thin:
             self._d_kernel.copy_(product(self._rows.T, d_outputs).T)
         else:
             self._d_kernel.copy_(product(d_outputs.T, self._rows))
         if self._d_places is None:
             return
         # Rows, columns and channels of patches, beside the places that they come from.
-        patches = product(d_outputs, self._kernel).view(self._gathered.shape).transpose(2, 3)
+        patches = product(d_outputs, self._kernel).view(self._by_patch).transpose(2, 3)
         places = self._d_places
         places.copy_(patches[:, :, :STRIDE, :, :STRIDE])
         places[:, 1:, 0].add_(patches[:, :-1, STRIDE, :, :STRIDE])
@@ -153,32 +159,31 @@ class Normalisation:
         (self._weight, self._d_weight), (self._bias, self._d_bias) = weight, bias
         self._epsilon, self._relu = epsilon, relu
         self.inputs = self._weight.new_empty(rows, len(self._weight))
-        self._normalised, self._d_normalised, self.d_inputs = (torch.empty_like(self.inputs) for _ in range(3))
+        self.d_inputs, self._normalised = torch.empty_like(self.inputs), torch.empty_like(self.inputs)
+        self._seen = self._normalised
+        """The normalised rows in the shape of the outputs; back, their gradient is written over them."""
         self._mean, self._scale = torch.empty_like(self._weight), torch.empty_like(self._weight)
 
     def forward(self, following: Place) -> None:
         outputs = following.inputs
-        measured = (self._normalised, self._mean, self._scale)
         ATEN.native_batch_norm.out(
             self.inputs, self._weight, self._bias, None, None, True, 0.0, self._epsilon,
-            out=measured[0], save_mean=measured[1], save_invstd=measured[2],
+            out=self._normalised, save_mean=self._mean, save_invstd=self._scale,
         )  # fmt: skip
-        normalised = self._normalised.view(outputs.shape)
+        if self._seen.shape != outputs.shape:
+            self._seen = self._normalised.view(outputs.shape)
         if self._relu:
-            torch.clamp_min(normalised, 0, out=outputs)
+            torch.clamp_min(self._seen, 0, out=outputs)
         else:
-            outputs.copy_(normalised)
+            outputs.copy_(self._seen)
 
     def backward(self, d_outputs: Tensor) -> None:
-        d_normalised = self._d_normalised.view(d_outputs.shape)
         if self._relu:
-            ATEN.threshold_backward.grad_input(
-                d_outputs, self._normalised.view(d_outputs.shape), 0, grad_input=d_normalised
-            )
+            ATEN.threshold_backward.grad_input(d_outputs, self._seen, 0, grad_input=self._seen)
         else:
-            d_normalised.copy_(d_outputs)
+            self._seen.copy_(d_outputs)
         self.d_inputs, d_weight, d_bias = ATEN.native_batch_norm_backward(
-            self._d_normalised, self.inputs, self._weight, None, None, self._mean, self._scale, True, self._epsilon,
+            self._normalised, self.inputs, self._weight, None, None, self._mean, self._scale, True, self._epsilon,
             [True, True, True],
         )  # fmt: skip
         self._d_weight.copy_(d_weight)

@@ -123,7 +123,7 @@ class Schedule:
         first.copy_(inputs.permute(0, 2, 3, 1) if inputs.dim() == 4 else inputs)
         for layer, following in self._passes:
             layer.forward(following)
-        d_outputs = self._end.laid(self._d_loss(self._end.rows, labels, way))
+        d_outputs = self._end.laid(self._d_loss(self._end.rows, labels, way)).contiguous()
         for layer in reversed(self._layers):
             layer.backward(d_outputs)
             d_outputs = layer.d_inputs

@@ -149,9 +149,9 @@ def test_processes_of_a_command_are_known_whoever_started_them(tmp_path: Path) -
     with started([sys.executable, "-c", parent], tmp_path / "log", tmp_path) as (process, tree):
         while tree.cpu() < 0.3:
             assert process.poll() is None
-        tree.look()
-        assert tree.peak > 5e6
-        assert len(tree._processes()) == 2
+        while len(tree._processes()) < 2 or tree.peak < 5e6:
+            assert process.poll() is None
+            tree.look()
     while tree._processes():
         time.sleep(0.01)
 
