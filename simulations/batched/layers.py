@@ -14,6 +14,8 @@ from common.learning.params import Params
 ATEN = torch.ops.aten
 SIDE, STRIDE = 3, 2
 """Of convolutions, whose padding is TensorFlow's 'SAME': an even side at its end only."""
+MANY_ROWS = 512
+"""From so many on sums over rows are taken with care."""
 
 
 class Place(Protocol):
@@ -163,19 +165,32 @@ class Normalisation:
         self._seen = self._normalised
         """The normalised rows in the shape of the outputs; back, their gradient is written over them."""
         self._mean, self._scale = torch.empty_like(self._weight), torch.empty_like(self._weight)
+        self._squares = torch.empty_like(self.inputs) if rows > MANY_ROWS else self._mean
 
     def forward(self, following: Place) -> None:
         outputs = following.inputs
-        ATEN.native_batch_norm.out(
-            self.inputs, self._weight, self._bias, None, None, True, 0.0, self._epsilon,
-            out=self._normalised, save_mean=self._mean, save_invstd=self._scale,
-        )  # fmt: skip
+        if len(self.inputs) > MANY_ROWS:
+            self._normalise_exactly()
+        else:
+            ATEN.native_batch_norm.out(
+                self.inputs, self._weight, self._bias, None, None, True, 0.0, self._epsilon,
+                out=self._normalised, save_mean=self._mean, save_invstd=self._scale,
+            )  # fmt: skip
         if self._seen.shape != outputs.shape:
             self._seen = self._normalised.view(outputs.shape)
         if self._relu:
             torch.clamp_min(self._seen, 0, out=outputs)
         else:
             outputs.copy_(self._seen)
+
+    def _normalise_exactly(self) -> None:
+        """Normalise by means that are taken in parts: torch's sums over rows with channels last go row by row, and lose a
+        digit over many."""
+        torch.mean(self.inputs, 0, out=self._mean)
+        torch.sub(self.inputs, self._mean, out=self._normalised)
+        variance = torch.mul(self._normalised, self._normalised, out=self._squares).mean(0)
+        torch.rsqrt(variance.add_(self._epsilon), out=self._scale)
+        torch.addcmul(self._bias, self._normalised, self._scale * self._weight, out=self._normalised)
 
     def backward(self, d_outputs: Tensor) -> None:
         if self._relu:
