@@ -184,8 +184,8 @@ class Normalisation:
             outputs.copy_(self._seen)
 
     def _normalise_exactly(self) -> None:
-        """Normalise by means that are taken in parts: torch's sums over rows with channels last go row by row, and lose a
-        digit over many."""
+        """Normalise by means that are taken in parts: torch's sums over rows with channels last go row by row, which
+        loses a digit over many."""
         torch.mean(self.inputs, 0, out=self._mean)
         torch.sub(self.inputs, self._mean, out=self._normalised)
         variance = torch.mul(self._normalised, self._normalised, out=self._squares).mean(0)
