@@ -79,6 +79,22 @@ def matrix(kernel: Tensor) -> Tensor:
     return kernel.permute(0, 2, 3, 1).flatten(1)
 
 
+class Patches:
+    """Images [n, h, w, c] with a border of zeros, and all 3x3 patches of them with stride 2."""
+
+    def __init__(self, images: tuple[int, int, int, int], like: Tensor) -> None:
+        count, height, width, channels = images
+        self.size = (count, -(-height // STRIDE), -(-width // STRIDE))
+        """Images, and patches down and across each."""
+        self.inside = (slice(None), *(slice(side % STRIDE, side % STRIDE + side) for side in (height, width)))
+        """Where the images lie within their border."""
+        padded = like.new_zeros(count, *(STRIDE * places + 1 for places in self.size[1:]), channels)
+        self.images = padded[self.inside]
+        image, row, place, channel = padded.stride()
+        strides = (image, STRIDE * row, STRIDE * place, row, place, channel)
+        self.all = padded.as_strided((*self.size, SIDE, SIDE, channels), strides)
+
+
 class Convolution:
     """3x3 convolution with stride 2 and without bias: images [n, h, w, in] to rows [n * ceil(h/2) * ceil(w/2), out].
 
@@ -87,48 +103,81 @@ class Convolution:
     """
 
     def __init__(self, images: tuple[int, int, int, int], kernel: Tensor, d_kernel: Tensor, first: bool) -> None:
-        count, height, width, channels = images
-        down, right = -(-height // STRIDE), -(-width // STRIDE)
-        self.size = (count, down, right)
-        """Images, and patches down and across each."""
+        self._patches = Patches(images, kernel)
+        self.size, self.inputs = self._patches.size, self._patches.images
         self._kernel, self._d_kernel = matrix(kernel), matrix(d_kernel)
-        inside = (slice(None), *(slice(side % STRIDE, side % STRIDE + side) for side in (height, width)))
-        padded = kernel.new_zeros(count, STRIDE * down + 1, STRIDE * right + 1, channels)
-        self.inputs = padded[inside]
-        image, row, place, channel = padded.stride()
-        strides = (image, STRIDE * row, STRIDE * place, row, place, channel)
-        self._patches = padded.as_strided((*self.size, SIDE, SIDE, channels), strides)
-        self._thin = SIDE * SIDE * channels < len(kernel)
-        if self._thin:  # a column of each patch's places beside another is gathered faster, and multiplied as it is
-            self._patches = self._patches.permute(3, 4, 5, 0, 1, 2)
-        self._gathered = kernel.new_empty(self._patches.shape)
-        self._rows = (
-            self._gathered.flatten(0, 2).flatten(1).T if self._thin else self._gathered.view(-1, SIDE * SIDE * channels)
-        )
-        self._by_patch = (*self.size, SIDE, SIDE, channels)
+        self._gathered = kernel.new_empty(self._patches.all.shape)
+        self._rows = self._gathered.flatten(0, 2).flatten(1)
         self.d_inputs, self._d_places = kernel.new_empty(0), None
         if not first:
-            self._d_places = kernel.new_empty(count, down, STRIDE, right, STRIDE, channels)
-            self.d_inputs = self._d_places.view(count, STRIDE * down, STRIDE * right, channels)[inside]
+            count, down, right = self.size
+            self._d_places = kernel.new_empty(count, down, STRIDE, right, STRIDE, images[3])
+            self.d_inputs = self._d_places.view(count, STRIDE * down, STRIDE * right, images[3])[self._patches.inside]
 
     def forward(self, following: Place) -> None:
-        self._gathered.copy_(self._patches)
+        self._gathered.copy_(self._patches.all)
         following.inputs = product(self._rows, self._kernel.T, following.inputs)
 
     def backward(self, d_outputs: Tensor) -> None:
-        if self._thin:
-            self._d_kernel.copy_(product(self._rows.T, d_outputs).T)
-        else:
-            self._d_kernel.copy_(product(d_outputs.T, self._rows))
+        self._d_kernel.copy_(product(d_outputs.T, self._rows))
         if self._d_places is None:
             return
         # Rows, columns and channels of patches, beside the places that they come from.
-        patches = product(d_outputs, self._kernel).view(self._by_patch).transpose(2, 3)
+        patches = product(d_outputs, self._kernel).view(self._gathered.shape).transpose(2, 3)
         places = self._d_places
         places.copy_(patches[:, :, :STRIDE, :, :STRIDE])
         places[:, 1:, 0].add_(patches[:, :-1, STRIDE, :, :STRIDE])
         places[:, :, :, 1:, 0].add_(patches[:, :, :STRIDE, :-1, STRIDE])
         places[:, 1:, 0, 1:, 0].add_(patches[:, :-1, STRIDE, :-1, STRIDE])
+
+
+class ThinBlock:
+    """The first convolution, its normalisation and ReLU as one, for patches of fewer numbers than there are channels.
+
+    Mean and variance of outputs K p follow from those of patches p, which are few numbers: Var(K p) is the diagonal of
+    K Cov(p) K'. So outputs are normalised by the product that makes them, and back only sums over patches are needed.
+    """
+
+    def __init__(
+        self,
+        images: tuple[int, int, int, int],
+        kernel: tuple[Tensor, Tensor],
+        weight: tuple[Tensor, Tensor],
+        bias: tuple[Tensor, Tensor],
+        epsilon: float,
+    ) -> None:
+        self._patches = Patches(images, kernel[0])
+        self.size, self.inputs, self.d_inputs = self._patches.size, self._patches.images, kernel[0].new_empty(0)
+        self._kernel, self._d_kernel = matrix(kernel[0]), matrix(kernel[1])
+        (self._weight, self._d_weight), (self._bias, self._d_bias) = weight, bias
+        self._epsilon = epsilon
+        self._by_place = self._patches.all.permute(3, 4, 5, 0, 1, 2)
+        self._gathered = kernel[0].new_empty(self._by_place.shape)
+        self._centred = self._gathered.flatten(0, 2).flatten(1)
+        """[9 * in, rows]"""
+        self._normalised = kernel[0].new_empty(self._centred.shape[1], len(self._kernel))
+        self._seen = self._normalised
+        self._spread, self._scale = self._kernel, self._weight
+
+    def forward(self, following: Place) -> None:
+        self._gathered.copy_(self._by_place)
+        self._centred.sub_(self._centred.mean(1, keepdim=True))
+        covariance = product(self._centred, self._centred.T).div_(self._centred.shape[1])
+        self._spread = self._kernel @ covariance
+        self._scale = (self._spread * self._kernel).sum(1).add_(self._epsilon).rsqrt_()
+        normalising = self._kernel * (self._scale * self._weight)[:, None]
+        torch.addmm(self._bias, self._centred.T, normalising.T, out=self._normalised)
+        if self._seen.shape != following.inputs.shape:
+            self._seen = self._normalised.view(following.inputs.shape)
+        torch.clamp_min(self._seen, 0, out=following.inputs)
+
+    def backward(self, d_outputs: Tensor) -> None:
+        ATEN.threshold_backward.grad_input(d_outputs, self._seen, 0, grad_input=self._seen)
+        torch.sum(self._normalised, 0, out=self._d_bias)
+        sums = product(self._centred, self._normalised).T
+        torch.mul((sums * self._kernel).sum(1), self._scale, out=self._d_weight)
+        sums = sums - (self._d_weight * self._scale)[:, None] * self._spread
+        torch.mul(sums, (self._weight * self._scale)[:, None], out=self._d_kernel)
 
 
 class Linear:

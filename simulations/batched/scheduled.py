@@ -21,7 +21,16 @@ from common.learning.reptile import ADAM_BETA2, ADAM_EPSILON, Adapted, batches
 from common.learning.texture import AT_ONCE, TextureNetwork, statistics_of
 from common.seeds import next_seed
 from common.settings import InnerLoop
-from simulations.batched.layers import Convolution, Layer, Linear, Normalisation, Place, Weights
+from simulations.batched.layers import (
+    SIDE,
+    Convolution,
+    Layer,
+    Linear,
+    Normalisation,
+    Place,
+    ThinBlock,
+    Weights,
+)
 from simulations.batched.memory import keep_freed_memory
 
 NONE: Params = {}
@@ -224,12 +233,19 @@ def _omniglot(schedule: Schedule, network: OmniglotNetwork, batch: tuple[int, ..
     layers: list[Layer] = []
     count, channels, height, width = batch
     for block in range(1, network.depth + 1):
-        name = f"conv{block}.weight"
         images = (count, height, width, channels)
-        convolution = Convolution(images, schedule.values[name], schedule.gradients[name], first=block == 1)
-        _, height, width = convolution.size
-        channels = len(schedule.values[name])
-        layers += [convolution, _normalisation(schedule, network, f"norm{block}", count * height * width)]
+        kernel, name = _both(schedule, f"conv{block}.weight"), f"norm{block}"
+        outputs = len(kernel[0])
+        if block == 1 and SIDE * SIDE * channels < outputs:
+            weight, bias = _both(schedule, f"{name}.weight"), _both(schedule, f"{name}.bias")
+            thin = ThinBlock(images, kernel, weight, bias, getattr(network, name).eps)
+            layers.append(thin)
+            _, height, width = thin.size
+        else:
+            convolution = Convolution(images, *kernel, first=block == 1)
+            _, height, width = convolution.size
+            layers += [convolution, _normalisation(schedule, network, name, count * height * width)]
+        channels = outputs
     return layers, (channels, height, width)
 
 
@@ -250,18 +266,20 @@ def _texture(schedule: Schedule, network: TextureNetwork, batch: tuple[int, ...]
     return [*layers, _linear(schedule, network.depth + 1, batch[0], biased=True)], ()
 
 
+def _both(schedule: Schedule, name: str) -> tuple[Tensor, Tensor]:
+    """Return a param and its gradient."""
+    return schedule.values[name], schedule.gradients[name]
+
+
 def _linear(schedule: Schedule, number: int, rows: int, *, first: bool = False, biased: bool = False) -> Linear:
     weight, bias = f"linear{number}.weight", f"linear{number}.bias"
-    biases = (schedule.values[bias], schedule.gradients[bias]) if biased else None
-    return Linear(rows, schedule.values[weight], schedule.gradients[weight], biases, first)
+    return Linear(rows, *_both(schedule, weight), _both(schedule, bias) if biased else None, first)
 
 
 def _normalisation(
     schedule: Schedule, network: nn.Module, name: str, rows: int, *, relu: bool = True, idle_bias: bool = False
 ) -> Normalisation:
-    weight, bias = (
-        (schedule.values[f"{name}.{part}"], schedule.gradients[f"{name}.{part}"]) for part in ("weight", "bias")
-    )
+    weight, bias = _both(schedule, f"{name}.weight"), _both(schedule, f"{name}.bias")
     if idle_bias:
         bias = (bias[0], torch.empty_like(bias[1]))
     epsilon: float = getattr(network, name).eps

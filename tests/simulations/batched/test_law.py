@@ -37,6 +37,7 @@ NETWORKS: dict[str, dict[str, Value]] = {
     "omniglot": {"model.network": "omniglot", "data.size": 28, "model.depth": 4},
     "omniglot, odd sides, two channels of colour": {"data.size": 19, "data.channels": 3, "model.depth": 3},
     "omniglot, one block": {"data.size": 9, "model.depth": 1},
+    "omniglot, more channels than a patch has places": {"data.size": 13, "model.depth": 3, "model.width": 12},
     "mlp": {"model.network": "mlp", "data.kind": "vector", "data.size": 12, "model.depth": 1},
     "mlp, deep": {"model.network": "mlp", "data.kind": "vector", "data.size": 7, "model.depth": 3},
     "texture": {"model.network": "texture", "data.size": 16, "model.depth": 1},
