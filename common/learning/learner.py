@@ -38,6 +38,7 @@ class Learner:
         self.normalisation = model.normalisation
         self.transductive = transductive
         self.blocks = blocks_of(network)
+        self._places = _places(network)
         self._normalisations = self._prepared_normalisations()
 
     def _prepared_normalisations(self) -> list[_BatchNorm]:
@@ -135,9 +136,24 @@ class Learner:
         return self._call(params, inputs, buffers)
 
     def _call(self, params: Params, inputs: Tensor, buffers: Buffers) -> Tensor:
-        weights = {name: value for name, value in params.items() if not name.startswith("head.")}
-        embeddings: Tensor = functional_call(self.network, {**weights, **buffers}, (inputs,))
+        tensors = {**params, **buffers}
+        placed = {place: tensors[name] for place, name in self._places.items()}
+        embeddings: Tensor = functional_call(self.network, placed, (inputs,), tie_weights=False)
         return embeddings
+
+
+def _places(network: nn.Module) -> dict[str, str]:
+    """Return every place of a param or buffer in a network, and its name there or where it was found first.
+
+    A layer that is used twice has its places once: of those that it has twice, functional_call puts back the wrong one.
+    """
+    named = (*network.named_parameters(), *network.named_buffers())
+    names = {id(tensor): name for name, tensor in named}
+    places: dict[str, str] = {}
+    for prefix, module in network.named_modules():
+        own = (*module.named_parameters("", False, False), *module.named_buffers("", False, False))
+        places |= {f"{prefix}.{name}" if prefix else name: names[id(tensor)] for name, tensor in own}
+    return places
 
 
 def build_learner(settings: Settings) -> tuple[Learner, dict[str, Tensor]]:

@@ -517,3 +517,42 @@ def test_a_network_of_doubles_is_refused_for_bfloat16(own: Callable[[str], Setti
     build_learner(settings)
     with pytest.raises(SettingsError, match=r"inner\.precision.*learners_own:of_doubles.*torch\.float64"):
         build_learner(settings.with_values({"inner.precision": "bf16"}))
+
+
+class Shared(nn.Module):
+    """A layer and a normalisation that are used twice, and a weight that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(SIDE * SIDE, SIDE * SIDE)
+        self.norm = nn.BatchNorm1d(SIDE * SIDE)
+        self.again, self.norm_again = self.first, self.norm
+        self.tied = nn.Linear(SIDE * SIDE, SIDE * SIDE)
+        self.tied.weight = self.first.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.norm(self.first(inputs.flatten(1)))
+        found: Tensor = self.tied(self.norm_again(self.again(hidden)))
+        return found
+
+
+def test_layers_that_are_used_twice_are_left_as_they_were() -> None:
+    network = Shared()
+    learner = Learner(network, PrototypeHead(1.0), ModelSettings(), SIDE * SIDE, transductive=False)
+    params = {name: value.detach() + 0.1 for name, value in network.named_parameters()}
+    before = dict((*network.named_parameters(), *network.named_buffers()))
+    support = Examples(torch.rand(6, 1, SIDE, SIDE), torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    first = learner.freeze(params, support)
+    learner.loss(params, support)
+    learner.freeze(params, Examples(support.inputs * 5, support.labels, 2))
+    again = learner.freeze(params, support)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(now is before[name] for name, now in (*network.named_parameters(), *network.named_buffers()))
+
+
+def test_a_weight_that_two_layers_share_is_adapted_in_both() -> None:
+    network = Shared()
+    learner = Learner(network, PrototypeHead(1.0), ModelSettings(), SIDE * SIDE, transductive=False)
+    params = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    support = Examples(torch.rand(6, 1, SIDE, SIDE), torch.tensor([0, 0, 0, 1, 1, 1]), 2)
+    assert not learner.embed(params, learner.freeze(params, support), support.inputs).any()
