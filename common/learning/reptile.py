@@ -19,6 +19,8 @@ from common.settings import InnerLoop
 
 ADAM_BETA2 = 0.999
 ADAM_EPSILON = 1e-8
+STEPS = "adam-steps"
+"""The slot that counts Adam's steps [1]."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,22 @@ def inner_step(fast: dict[str, Tensor], gradients: Params, slots: dict[str, Tens
     """
     rate = inner.learning_rate
     if inner.optimizer == "adam":
-        slots["adam-steps"] += 1
-        rate = rate * float(1 - ADAM_BETA2 ** slots["adam-steps"]) ** 0.5
+        slots[STEPS] += 1
+        rate = rate * float(1 - ADAM_BETA2 ** slots[STEPS]) ** 0.5
     for name, value in fast.items():
         gradient = gradients[name]
         value.requires_grad_(False)
         if inner.optimizer == "adam":
-            moment = slots[f"second-moment/{name}"]
+            moment = slots[moment_of(name)]
             moment.mul_(ADAM_BETA2).addcmul_(gradient, gradient, value=1 - ADAM_BETA2)
             value.addcdiv_(gradient, moment.sqrt().add_(ADAM_EPSILON), value=-rate)
         else:
             value.sub_(gradient, alpha=rate)
+
+
+def moment_of(name: str) -> str:
+    """Return the name of the slot with a param's second moment."""
+    return f"second-moment/{name}"
 
 
 def initial_slots(params: Params, inner: InnerLoop) -> dict[str, Tensor]:
@@ -91,10 +98,8 @@ def initial_slots(params: Params, inner: InnerLoop) -> dict[str, Tensor]:
     """
     if inner.optimizer == "sgd":
         return {}
-    moments = {
-        f"second-moment/{name}": torch.zeros_like(value) for name, value in params.items() if not inner.is_frozen(name)
-    }
-    return {**moments, "adam-steps": next(iter(params.values())).new_zeros(1)}
+    moments = {moment_of(name): torch.zeros_like(value) for name, value in params.items() if not inner.is_frozen(name)}
+    return {**moments, STEPS: next(iter(params.values())).new_zeros(1)}
 
 
 def outer_step(

@@ -48,13 +48,18 @@ class TextureNetwork(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         with torch.no_grad():
-            hidden = torch.cat([statistics_of(part) for part in torch.split(inputs, AT_ONCE)])
+            hidden = statistics_in_parts(inputs)
         hidden = self.norm0(hidden)
         for layer in range(1, self.depth + 1):
             linear, normalisation = getattr(self, f"linear{layer}"), getattr(self, f"norm{layer}")
             hidden = F.relu(normalisation(linear(hidden)))
         last: Tensor = getattr(self, f"linear{self.depth + 1}")(hidden)
         return last
+
+
+def statistics_in_parts(images: Tensor) -> Tensor:
+    """Return what ``statistics_of`` does, of a few images at a time."""
+    return torch.cat([statistics_of(part) for part in torch.split(images, AT_ONCE)])
 
 
 def statistics_of(images: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from client.site import Work
 from common.learning.episode import Examples
 from common.learning.learner import Learner
 from common.learning.params import Params
-from common.learning.reptile import Adapted, adapt
+from common.learning.reptile import STEPS, Adapted, adapt
 from common.settings import InnerLoop
 from simulations.batched.scheduled import adapt_scheduled, can_schedule
-from simulations.batched.stacked import STEPS, adapt_stacked, can_stack
+from simulations.batched.stacked import adapt_stacked, can_stack
 
 
 def adapt_many(works: Sequence[Work]) -> list[Adapted]:

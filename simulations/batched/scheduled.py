@@ -17,8 +17,8 @@ from common.learning.heads import LinearHead, PrototypeHead, memberships, square
 from common.learning.learner import Learner, with_views
 from common.learning.networks import Mlp, OmniglotNetwork
 from common.learning.params import Params
-from common.learning.reptile import ADAM_BETA2, ADAM_EPSILON, Adapted, batches
-from common.learning.texture import AT_ONCE, TextureNetwork, statistics_of
+from common.learning.reptile import ADAM_BETA2, ADAM_EPSILON, STEPS, Adapted, batches, moment_of
+from common.learning.texture import TextureNetwork, statistics_in_parts
 from common.seeds import next_seed
 from common.settings import InnerLoop
 from simulations.batched.layers import (
@@ -76,12 +76,8 @@ def adapt_scheduled(
         schedule.step(inner, steps)
     if not slots:
         return Adapted(schedule.values.copy(), {})
-    moments = {_moment(name): value for name, value in schedule.moments.copy().items()}
-    return Adapted(schedule.values.copy(), {**moments, "adam-steps": steps})
-
-
-def _moment(name: str) -> str:
-    return f"second-moment/{name}"
+    moments = {moment_of(name): value for name, value in schedule.moments.copy().items()}
+    return Adapted(schedule.values.copy(), {**moments, STEPS: steps})
 
 
 def _as_it_is(inputs: Tensor) -> Tensor:
@@ -91,7 +87,7 @@ def _as_it_is(inputs: Tensor) -> Tensor:
 def _lead_in(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return what a network does with inputs before its first layer."""
     if isinstance(network, TextureNetwork):
-        return lambda images: torch.cat([statistics_of(part) for part in torch.split(images, AT_ONCE)])
+        return statistics_in_parts
     return _as_it_is
 
 
@@ -118,13 +114,13 @@ class Schedule:
         """
         if self._began_with is None or self._began_with[0] is not params or self._began_with[1] is not slots:
             self.values.fill(params)
-            self.moments.fill({name: slots[_moment(name)] for name in self._trained} if slots else {})
+            self.moments.fill({name: slots[moment_of(name)] for name in self._trained} if slots else {})
             self._began_with, self._start = (params, slots), (self.values.all.clone(), self.moments.first.clone())
         else:
             self.values.all.copy_(self._start[0])
             self.moments.first.copy_(self._start[1])
         self._first_moments.zero_()  # with beta1 = 0 it is of no use, but what is not a number stays so times zero
-        return slots["adam-steps"].clone() if slots else torch.zeros(1)
+        return slots[STEPS].clone() if slots else torch.zeros(1)
 
     def backward(self, inputs: Tensor, labels: Tensor, way: int) -> None:
         """Take the gradients of the loss on a batch, which then lie in ``gradients``."""

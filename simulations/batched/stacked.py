@@ -17,13 +17,11 @@ from client.site import Work
 from common.learning.episode import Examples
 from common.learning.learner import Learner, with_views
 from common.learning.params import Params
-from common.learning.reptile import Adapted, batches, inner_step
+from common.learning.reptile import STEPS, Adapted, batches, inner_step
 from common.seeds import next_seed
 from common.settings import InnerLoop
 
 log = logging.getLogger("fedreptile.simulations")
-
-STEPS = "adam-steps"
 
 
 def can_stack(learner: Learner, params: Params, batch: Examples, inner: InnerLoop) -> bool:

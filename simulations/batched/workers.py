@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
@@ -160,14 +160,14 @@ class Workers:
         count = sum(len(task.positions) for task in tasks)
         log.warning("a worker process died; another takes its place, and %d site(s) are asked again", count)
         if not guilty:
-            self._waiting.extendleft(Task(t.kind, t.content, t.positions, True) for t in reversed(tasks))
+            self._waiting.extendleft(replace(task, alone=True) for task in reversed(tasks))
             return []
         if len(first.positions) > 1:
-            self._waiting.extendleft(Task(first.kind, first.content, [p], True) for p in reversed(first.positions))
+            self._waiting.extendleft(replace(first, positions=[p], deaths=0) for p in reversed(first.positions))
             return []
         if first.deaths + 1 >= MOST_DEATHS:
             return [DIED]
-        self._waiting.appendleft(Task(first.kind, first.content, first.positions, True, first.deaths + 1))
+        self._waiting.appendleft(replace(first, deaths=first.deaths + 1))
         return []
 
 
